@@ -1,0 +1,1 @@
+"""The compiler proper: records of a file in, a Program out. Knows no LLVM."""

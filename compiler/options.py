@@ -1,0 +1,34 @@
+"""What a user may ask of a compilation, checked once and then passed along whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cortado.errors import OptionError
+
+DTYPES = ("float32", "float16", "bfloat16", "int8")
+GOALS = ("speed", "size", "memory")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """dtype: None keeps the file's types. optimize_for: "speed", "size" or "memory". threads: the number the plan is tuned for.
+
+    step_limit: stop the graph rewrites after this many (None: no limit); with a numeric check this bisects a wrong answer to one rewrite.
+    """
+
+    name: str | None = None
+    dtype: str | None = None
+    io_dtype: str | None = None
+    optimize_for: str = "speed"
+    threads: int = 1
+    strict: bool = False
+    step_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise OptionError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.optimize_for not in GOALS:
+            raise OptionError(f"optimize_for {self.optimize_for!r} is not one of {', '.join(GOALS)}")
+        if self.threads < 1 or self.threads > 1024:
+            raise OptionError(f"threads={self.threads}: must be between 1 and 1024")

@@ -1,0 +1,81 @@
+"""A target as plain, frozen, self-validating data. The instances live in `backends.targets`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cortado.compiler.lang import Type
+
+
+@dataclass(frozen=True)
+class Row:
+    """One instruction of a target: how a virtual instruction is had there. The compiler looks at name, types and feature only.
+
+    name: key of `virtual.VIRTUALS`. types: argument types, as in the node. feature: needed target feature, or "".
+    emit: for an emitter of the target's own language; opaque here.
+    """
+
+    name: str
+    types: tuple[Type, ...]
+    feature: str
+    emit: Callable[..., str]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A memory of a board or core. kind: "l1", "l2", "l3", "flash", "ram", "tcm"."""
+
+    kind: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """name: as the user writes it. features: LLVM's names, each with its "+".
+
+    vector_bits: 0 where there are no vectors. vector_registers: architectural float/vector registers that a kernel may fill.
+    masked: masked loads and stores are real instructions, not loops of branches. fpu: float32 arithmetic is in hardware.
+    """
+
+    name: str
+    triple: str
+    cpu: str
+    family: str
+    object_format: str = "elf"
+    features: tuple[str, ...] = ()
+    pointer_bits: int = 64
+    vector_bits: int = 0
+    vector_registers: int = 16
+    masked: bool = False
+    fpu: bool = True
+    rows: tuple[Row, ...] = ()
+    memories: tuple[Memory, ...] = ()
+    clock_hz: int = 0
+    has_rows: frozenset[tuple[str, tuple[Type, ...]]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.pointer_bits not in (32, 64):
+            raise ValueError(f"target {self.name}: pointers of {self.pointer_bits} bits")
+        if self.vector_bits % 32 or self.vector_bits > 2048:
+            raise ValueError(f"target {self.name}: vectors of {self.vector_bits} bits")
+        if self.object_format not in ("elf", "macho", "coff", "wasm", "ptx"):
+            raise ValueError(f"target {self.name}: unknown object format {self.object_format!r}")
+        available = set(self.features)
+        for row in self.rows:
+            if row.feature and row.feature not in available:
+                raise ValueError(f"target {self.name}: row {row.name} needs {row.feature}, which is not among its features")
+        object.__setattr__(self, "has_rows", frozenset((row.name, row.types) for row in self.rows))
+
+    def has(self, name: str, *types: Type) -> bool:
+        """Whether a row provides the virtual instruction for these argument types."""
+        return (name, types) in self.has_rows
+
+    def lanes(self, scalar: str) -> int:
+        """Elements of the scalar type in one vector; 1 where there are no vectors."""
+        bits = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "i8": 8, "i16": 16, "i32": 32, "i64": 64}[scalar]
+        return max(1, self.vector_bits // bits)
+
+    def cache(self, kind: str, otherwise: int) -> int:
+        """Bytes of a memory level, or a usual size where the target does not say."""
+        return next((m.nbytes for m in self.memories if m.kind == kind), otherwise)

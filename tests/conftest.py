@@ -1,0 +1,23 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def shared_folder() -> Path | None:
+    """Reference data kept beside the checkout, or None."""
+    named = os.environ.get("CORTADO_SHARED")
+    folder = Path(named) if named else Path(__file__).resolve().parents[1].parent / "shared"
+    return folder if (folder / "models").is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    folder = shared_folder()
+    if folder is None:
+        pytest.skip("reference data absent: put it at ../shared or name it in CORTADO_SHARED")
+    return folder
