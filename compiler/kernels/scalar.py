@@ -1,0 +1,242 @@
+"""Elementwise operators on recorded values: what `pointwise` kernels and fused epilogues are made of.
+
+A value is a scalar or a vector of any number of lanes. Truth values are i1 lanes; loads turn bool bytes into them (`from_memory`),
+stores turn them back (`to_memory`). Float operators take f32 and, where no transcendental is involved, f64.
+
+NaN passes through relu, clip, leaky_relu, maximum and minimum, as in numpy; -0.0 stays -0.0 in relu.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from cortado.compiler.builder import KernelBuilder, Val
+from cortado.compiler.lang import SCALAR_OF, Type
+
+UNSIGNED = frozenset({"uint8", "uint16"})
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+
+
+def emit_op(
+    k: KernelBuilder, name: str, args: Sequence[Val], attrs: Mapping[str, Any] = MappingProxyType({}), unsigned: bool = False
+) -> Val:
+    """Record one elementwise operator of the graph vocabulary (all but cast) and return its value.
+
+    args: values of one type (`where`: a truth value, then two of one type); unsigned: whether integer ones are unsigned.
+    Comparisons and logical operators give truth values. Raises ValueError for a name it does not know.
+    """
+    if name in COMPARISONS:
+        return _compare(k, name, args[0], args[1], unsigned)
+    if name in _LOGICAL:
+        a, b = (truth(k, v) for v in args)
+        return k.binary(_LOGICAL[name], a, b)
+    if name in _BITWISE:
+        return k.binary(_BITWISE[name], *args)
+    if name in ("maximum", "minimum"):
+        return _extremum(k, name == "maximum", args[0], args[1], unsigned)
+    if name == "div":
+        return args[0] / args[1] if args[0].type.is_float else _integer_div(k, args[0], args[1], unsigned)
+    if name in _FUNCTIONS:
+        return _FUNCTIONS[name](k, *args)
+    if name in _WITH_ATTRS:
+        function, names = _WITH_ATTRS[name]
+        return function(k, *args, *(attrs[n] for n in names))
+    raise ValueError(f"no elementwise operator {name!r}")
+
+
+def known_ops() -> frozenset[str]:
+    """Names that `emit_op` takes."""
+    return frozenset((*COMPARISONS, *_LOGICAL, *_BITWISE, "maximum", "minimum", "div", *_FUNCTIONS, *_WITH_ATTRS))
+
+
+# --- values in memory and in registers ---
+
+
+def from_memory(k: KernelBuilder, value: Val, dtype: str) -> Val:
+    """A loaded value as operators take it: bool bytes become truth values."""
+    return truth(k, value) if dtype == "bool" else value
+
+
+def to_memory(k: KernelBuilder, value: Val, dtype: str) -> Val:
+    """A value as it is stored: truth values become bytes of 0 and 1."""
+    return k.convert(value, Type("i8", value.type.lanes), "zext") if dtype == "bool" else value
+
+
+def truth(k: KernelBuilder, value: Val) -> Val:
+    return value if value.type.scalar == "i1" else k.compare("ne", value, 0)
+
+
+def emit_cast(k: KernelBuilder, value: Val, source: str, target: str) -> Val:
+    """Convert between dtypes (keys of `types.NUMPY_DTYPE`).
+
+    Float to integer truncates toward zero; what does not fit a signed 32-bit (64-bit for int64) integer, and NaN, becomes the
+    smallest one, as x86 and so numpy have it, before narrowing wraps around. To bool is != 0.
+    """
+    if source == target:
+        return value
+    if target == "bool":
+        return truth(k, value)
+    lanes = value.type.lanes
+    to = Type(SCALAR_OF[target], lanes)
+    if source == "bool":
+        return k.select(value, k.const(1, to), k.zero(to))
+    if value.type.is_float:
+        if to.is_float:
+            return k.convert(value, to, "fpext" if _bits(to) > _bits(value.type) else "fptrunc")
+        wide = Type("i64" if to.scalar == "i64" else "i32", lanes)
+        return _resize(k, _float_to_int(k, value, wide), to, False)
+    if to.is_float:
+        return k.convert(value, to, "uitofp" if source in UNSIGNED else "sitofp")
+    return _resize(k, value, to, source in UNSIGNED)
+
+
+def _bits(type_: Type) -> int:
+    return int(type_.scalar.lstrip("bfi"))
+
+
+def _resize(k: KernelBuilder, value: Val, to: Type, unsigned: bool) -> Val:
+    if _bits(to) == _bits(value.type):
+        return value
+    if _bits(to) < _bits(value.type):
+        return k.convert(value, to, "trunc")
+    return k.convert(value, to, "zext" if unsigned else "sext")
+
+
+def _float_to_int(k: KernelBuilder, value: Val, to: Type) -> Val:
+    limit = float(1 << (_bits(to) - 1))
+    fits = (value >= -limit) & (value < limit)
+    return k.convert(k.select(fits, value, -limit), to, "fptosi")
+
+
+# --- comparisons, extrema, integers ---
+
+
+def _compare(k: KernelBuilder, name: str, a: Val, b: Val, unsigned: bool) -> Val:
+    if a.type.scalar == "i1":
+        wide = Type("i8", a.type.lanes)
+        a, b = k.convert(a, wide, "zext"), k.convert(b, wide, "zext")
+    if unsigned and name not in ("eq", "ne"):
+        name = f"u{name}"
+    return k.compare(name, a, b)
+
+
+def _extremum(k: KernelBuilder, larger: bool, a: Val, b: Val, unsigned: bool) -> Val:
+    if not a.type.is_float:
+        return k.binary(("u" if unsigned else "s") + ("max" if larger else "min"), a, b)
+    if a.kind == "const":
+        return k.binary("max" if larger else "min", a, b)
+    # `max` gives b where either is NaN, so only a NaN in a needs help
+    return k.select(k.compare("ne", a, a), a, k.binary("max" if larger else "min", a, b))
+
+
+def _integer_div(k: KernelBuilder, a: Val, b: Val, unsigned: bool) -> Val:
+    """Toward zero; x / 0 is 0 and the smallest integer / -1 wraps around, so that no input traps."""
+    by_zero = k.compare("eq", b, 0)
+    if unsigned:
+        return k.select(by_zero, 0, k.binary("udiv", a, k.select(by_zero, 1, b)))
+    negated = k.compare("eq", b, -1)
+    quotient = k.binary("sdiv", a, k.select(by_zero | negated, 1, b))
+    return k.select(by_zero, 0, k.select(negated, 0 - a, quotient))
+
+
+# --- arithmetic ---
+
+
+def _relu(k: KernelBuilder, x: Val) -> Val:
+    return k.max(k.zero(x.type), x)
+
+
+def _clip(k: KernelBuilder, x: Val, lo: float, hi: float) -> Val:
+    """min(max(x, lo), hi): hi wins where lo > hi; an infinite bound costs nothing."""
+    if lo != -float("inf"):
+        x = k.max(k.const(lo, x.type), x)
+    return x if hi == float("inf") else k.min(k.const(hi, x.type), x)
+
+
+def _leaky_relu(k: KernelBuilder, x: Val, alpha: float) -> Val:
+    return k.select(x < 0.0, x * alpha, x)
+
+
+def _prelu(k: KernelBuilder, x: Val, slope: Val) -> Val:
+    return k.select(x < 0.0, x * slope, x)
+
+
+def _hard_sigmoid(k: KernelBuilder, x: Val, alpha: float, beta: float) -> Val:
+    return _clip(k, x * alpha + beta, 0.0, 1.0)
+
+
+def _where(k: KernelBuilder, condition: Val, a: Val, b: Val) -> Val:
+    return k.select(truth(k, condition), a, b)
+
+
+def _negative(k: KernelBuilder, x: Val) -> Val:
+    if not x.type.is_float:
+        return 0 - x
+    return _from_bits(k, _to_bits(k, x) ^ _sign_bit(x.type), x.type)
+
+
+def _absolute(k: KernelBuilder, x: Val) -> Val:
+    return k.virtual("abs", x) if x.type.is_float else k.max(x, 0 - x)
+
+
+def _floor(k: KernelBuilder, x: Val) -> Val:
+    return _rounded(k, x, lambda nearest: nearest - k.select(nearest > x, k.const(1, x.type), k.zero(x.type)))
+
+
+def _ceil(k: KernelBuilder, x: Val) -> Val:
+    return _rounded(k, x, lambda nearest: nearest + k.select(nearest < x, k.const(1, x.type), k.zero(x.type)))
+
+
+def _rounded(k: KernelBuilder, x: Val, adjust: Callable[[Val], Val]) -> Val:
+    """x rounded to the nearest whole number by adding and taking away 2^23 (2^52), then adjusted.
+
+    What is larger, infinite or NaN is whole already.
+    """
+    if not x.type.is_float:
+        return x
+    big = k.const(float(1 << (52 if x.type.scalar == "f64" else 23)), x.type)
+    sign = _to_bits(k, x) & _sign_bit(x.type)
+    magnitude = k.virtual("abs", x)
+    nearest = _from_bits(k, _to_bits(k, magnitude + big - big) | sign, x.type)
+    # the sign again: -0.5 goes up to -0.0
+    whole = _from_bits(k, _to_bits(k, adjust(nearest)) | sign, x.type)
+    return k.select(magnitude < big, whole, x)
+
+
+def _to_bits(k: KernelBuilder, x: Val) -> Val:
+    return k.convert(x, Type({"f32": "i32", "f64": "i64"}[x.type.scalar], x.type.lanes), "bitcast")
+
+
+def _from_bits(k: KernelBuilder, bits: Val, type_: Type) -> Val:
+    return k.convert(bits, type_, "bitcast")
+
+
+def _sign_bit(type_: Type) -> int:
+    return -(1 << (_bits(type_) - 1))
+
+
+_LOGICAL = MappingProxyType({"logical_and": "and", "logical_or": "or", "logical_xor": "xor"})
+_BITWISE = MappingProxyType({"bitwise_and": "and", "bitwise_or": "or", "bitwise_xor": "xor"})
+_FUNCTIONS: Mapping[str, Callable[..., Val]] = MappingProxyType({
+    "relu": _relu,
+    "add": lambda k, a, b: a + b,
+    "sub": lambda k, a, b: a - b,
+    "mul": lambda k, a, b: a * b,
+    "abs": _absolute,
+    "negative": _negative,
+    "square": lambda k, x: x * x,
+    "reciprocal": lambda k, x: 1.0 / x,
+    "floor": _floor,
+    "ceil": _ceil,
+    "softsign": lambda k, x: x / (k.virtual("abs", x) + 1.0),
+    "prelu": _prelu,
+    "where": _where,
+    "logical_not": lambda k, x: truth(k, x) ^ 1,
+})
+_WITH_ATTRS: Mapping[str, tuple[Callable[..., Val], tuple[str, ...]]] = MappingProxyType({
+    "clip": (_clip, ("lo", "hi")),
+    "leaky_relu": (_leaky_relu, ("alpha",)),
+    "hard_sigmoid": (_hard_sigmoid, ("alpha", "beta")),
+})
