@@ -28,10 +28,22 @@ class Virtual:
 
 
 def _fma_meaning(a: Any, b: Any, c: Any) -> Any:
-    """One rounding for float32: products of two are exact in float64; the sum's double rounding is at most 2^-29 ulp off a tie."""
-    if np.asarray(a).dtype == np.float32:
-        return np.asarray(np.float64(a) * np.float64(b) + np.float64(c)).astype(np.float32)[()]
-    return a * b + c
+    """a * b + c with one rounding, for float32.
+
+    The product is exact in float64. Where the rounded float64 sum looks like a tie between two float32 numbers but is not
+    exact, it is moved to the odd neighbour on the true sum's side before the second rounding (round to odd: Boldo and
+    Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+    """
+    product = np.multiply(a, b, dtype=np.float64)
+    total = np.asarray(product + c)
+    bits = total.view(np.int64)
+    close = (bits & 0xFFFFFFF) == 0
+    if close.any():
+        part = total - product
+        error = (product - (total - part)) + (c - part)
+        step = np.where((error > 0) == (total > 0), 1, -1)
+        total = np.where(close & (np.abs(error) > 0), bits + step, bits).view(np.float64)
+    return total.astype(np.float32)[()]
 
 
 def _fma_fallback(k: KernelBuilder, a: Val, b: Val, c: Val) -> Val:
