@@ -1,0 +1,44 @@
+"""Which function makes the kernels of which operator: the one list that lowering reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from cortado.compiler.graph import Node
+from cortado.compiler.kernels.conv import lower_conv
+from cortado.compiler.kernels.dense import lower_batch_matmul, lower_fc
+from cortado.compiler.kernels.move import lower_broadcast_to, lower_gather, lower_pad, lower_tile, lower_transpose
+from cortado.compiler.kernels.normalize import lower_lrn
+from cortado.compiler.kernels.pointwise import lower_elementwise, lower_pointwise
+from cortado.compiler.kernels.pool import lower_average_pool, lower_max_pool
+from cortado.compiler.kernels.reduce import lower_reduce
+from cortado.compiler.kernels.resize import lower_resize_bilinear, lower_resize_nearest
+from cortado.compiler.kernels.softmax import lower_softmax
+from cortado.compiler.ops.elementwise import ELEMENTWISE
+from cortado.compiler.program import KernelCall, Operand
+from cortado.compiler.target import Target
+
+Lowering = Callable[[Node, Sequence[Operand], Sequence[Operand], Target], list[KernelCall]]
+
+LOWERINGS: Mapping[str, Lowering] = {
+    **{name: lower_elementwise for name in ELEMENTWISE},
+    "pointwise": lower_pointwise,
+    "conv": lower_conv,
+    "fc": lower_fc,
+    "batch_matmul": lower_batch_matmul,
+    "max_pool": lower_max_pool,
+    "average_pool": lower_average_pool,
+    "softmax": lower_softmax,
+    "lrn": lower_lrn,
+    "reduce_sum": lower_reduce,
+    "reduce_mean": lower_reduce,
+    "reduce_max": lower_reduce,
+    "reduce_min": lower_reduce,
+    "transpose": lower_transpose,
+    "pad": lower_pad,
+    "tile": lower_tile,
+    "broadcast_to": lower_broadcast_to,
+    "gather": lower_gather,
+    "resize_nearest": lower_resize_nearest,
+    "resize_bilinear": lower_resize_bilinear,
+}

@@ -1,0 +1,199 @@
+"""Graph -> Program: every node becomes kernel calls on places, or nothing where a view does its work."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cortado.compiler.graph import Graph, Node, Value
+from cortado.compiler.kernels.move import lower_copy
+from cortado.compiler.kernels.table import LOWERINGS, Lowering
+from cortado.compiler.lang import Kernel
+from cortado.compiler.ops import OPS
+from cortado.compiler.plan import Interval, align, assign_offsets, verify_plan
+from cortado.compiler.program import Argument, Buffer, KernelCall, Operand, Program, Step, contiguous_strides
+from cortado.compiler.storage import Place, Root, Storage, assign_storage, reshape_strides, same_place
+from cortado.compiler.target import Target
+from cortado.compiler.types import TensorInfo, TensorType
+from cortado.errors import UnsupportedError
+
+
+def lower(graph: Graph, target: Target) -> Program:
+    """Order, storage, kernels, offsets, in this order. Raises UnsupportedError that names every node without a kernel."""
+    order = graph.nodes()
+    _require_lowerings(order)
+    storage = assign_storage(graph, order)
+    steps = _Steps(target)
+    for node in order:
+        _lower_node(node, storage, steps)
+    for position in storage.copied_outputs:
+        name, value = graph.outputs[position]
+        whole = Place(storage.output_roots[position], 0, contiguous_strides(value.shape))
+        steps.copy(value.node, value.type, storage.places[value], whole, f"{name}/output")
+    program = steps.program(graph, storage)
+    verify_plan(program)
+    return program
+
+
+def _require_lowerings(order: Sequence[Node]) -> None:
+    known = {*LOWERINGS, "input", "constant", "reshape", "slice", "concat"}
+    missing = [f"{node.op} {node.name}" for node in order if node.op not in known]
+    if missing:
+        raise UnsupportedError("no kernel for: " + "; ".join(missing), missing)
+
+
+def _lower_node(node: Node, storage: Storage, steps: _Steps) -> None:
+    places = storage.places
+    if node.op in ("input", "constant") or storage.is_view(node):
+        return
+    if node.op == "reshape":
+        source, out = node.inputs[0], places[node.out()]
+        strides = reshape_strides(node.types[0].shape, out.strides, source.shape) or contiguous_strides(source.shape)
+        steps.copy(node, source.type, places[source], Place(out.root, out.offset, strides), node.name)
+    elif node.op == "slice":
+        source = places[node.inputs[0]]
+        moved = sum(a * b for a, b in zip(node.attrs["starts"], source.strides, strict=True))
+        steps.copy(node, node.types[0], Place(source.root, source.offset + moved, source.strides), places[node.out()], node.name)
+    elif node.op == "concat":
+        for position, value in enumerate(node.inputs):
+            view = storage.concat_view(node, position)
+            if not same_place(value.shape, places[value], view):
+                steps.copy(node, value.type, places[value], view, f"{node.name}/{position}")
+    else:
+        steps.node(node, storage)
+
+
+@dataclass(eq=False)
+class _Pending:
+    """A step whose buffers have no offsets yet: (root, offset in bytes) per pointer."""
+
+    call: KernelCall
+    places: tuple[tuple[Root, int], ...]
+    name: str
+    node: Node
+    macs: int
+
+
+@dataclass
+class _Steps:
+    """Collects steps and roots in order; `program` gives them offsets."""
+
+    target: Target
+    pending: list[_Pending] = field(default_factory=list)
+    constants: dict[tuple[str, bytes], Root] = field(default_factory=dict)
+    arrays: dict[Root, np.ndarray] = field(default_factory=dict)
+
+    def node(self, node: Node, storage: Storage) -> None:
+        ins = [storage.operand(value) for value in node.inputs]
+        outs = [storage.operand(node.out(i)) for i in range(len(node.types))]
+        lowering: Lowering = LOWERINGS[node.op]
+        inputs = [(value.type, storage.places[value]) for value in node.inputs]
+        outputs = [(node.types[i], storage.places[node.out(i)]) for i in range(len(node.types))]
+        count = OPS[node.op].macs
+        macs = count([value.type for value in node.inputs], node.attrs) if count is not None else 0
+        for number, call in enumerate(lowering(node, ins, outs, self.target)):
+            self._add(call, inputs, outputs, node.name, node, 0 if number else macs)
+
+    def copy(self, node: Node, type_: TensorType, source: Place, destination: Place, name: str) -> None:
+        ins, outs = [Operand(type_, source.strides)], [Operand(type_, destination.strides)]
+        for call in lower_copy(node, ins, outs, self.target):
+            self._add(call, [(type_, source)], [(type_, destination)], name, node)
+
+    def _add(
+        self,
+        call: KernelCall,
+        ins: Sequence[tuple[TensorType, Place]],
+        outs: Sequence[tuple[TensorType, Place]],
+        name: str,
+        node: Node,
+        macs: int = 0,
+    ) -> None:
+        if call.tasks == 0:
+            return
+        places: list[tuple[Root, int]] = []
+        for ref in call.refs:
+            if ref.kind == "weights":
+                assert ref.array is not None
+                places.append((self._constant(ref.array, name), 0))
+            elif ref.kind == "scratch":
+                places.append((Root(f"{name}/scratch", "arena", ref.nbytes), 0))
+            else:
+                type_, place = (ins if ref.kind == "input" else outs)[ref.index]
+                root = place.root
+                if root.place == "weights":
+                    assert root.value is not None and root.value.constant is not None
+                    root = self._constant(root.value.constant, root.name)
+                places.append((root, place.offset * type_.itemsize))
+        self.pending.append(_Pending(call, tuple(places), name, node, macs))
+
+    def _constant(self, array: np.ndarray, name: str) -> Root:
+        array = np.ascontiguousarray(array)
+        key = (str(array.dtype), hashlib.sha256(array.reshape(-1).view(np.uint8).data).digest())
+        if key not in self.constants:
+            root = Root(name, "weights", array.nbytes)
+            self.constants[key] = root
+            self.arrays[root] = array
+        return self.constants[key]
+
+    def program(self, graph: Graph, storage: Storage) -> Program:
+        touched = self._lifetimes()
+        arena = [root for root in touched if root.place == "arena"]
+        offsets, size = assign_offsets([Interval(root.nbytes, *touched[root]) for root in arena])
+        at = dict(zip(arena, offsets, strict=True))
+        weights, blob = self._pack_weights()
+        at.update(weights)
+        buffers, number = [], {}
+        for root, (first, last) in touched.items():
+            number[root] = len(buffers)
+            buffers.append(Buffer(root.name, root.place, root.nbytes, at.get(root, root.position), first, last))
+        return Program(
+            graph.name,
+            tuple((n.name, _info(graph, n.name, n.types[0])) for n in graph.inputs),
+            tuple((name, _info(graph, name, value.type)) for name, value in graph.outputs),
+            tuple(buffers),
+            tuple(self._step(p, number) for p in self.pending),
+            size,
+            blob,
+        )
+
+    def _lifetimes(self) -> dict[Root, tuple[int, int]]:
+        touched: dict[Root, tuple[int, int]] = {}
+        for index, step in enumerate(self.pending):
+            for root, _ in step.places:
+                touched[root] = (touched.get(root, (index, index))[0], index)
+        return touched
+
+    def _pack_weights(self) -> tuple[Mapping[Root, int], bytes]:
+        """The blob, in order of first use, every array aligned."""
+        offsets: dict[Root, int] = {}
+        parts: list[bytes | memoryview] = []
+        at = 0
+        for root, array in self.arrays.items():
+            offsets[root] = at
+            parts.append(array.reshape(-1).view(np.uint8).data)
+            parts.append(bytes(align(array.nbytes) - array.nbytes))
+            at += align(array.nbytes)
+        return offsets, b"".join(parts)
+
+    def _step(self, pending: _Pending, number: Mapping[Root, int]) -> Step:
+        node, call = pending.node, pending.call
+        args = tuple(Argument(number[root], offset) for root, offset in pending.places)
+        return Step(call.kernel, args, call.tasks, pending.name, node.op, node.origin, pending.macs)
+
+
+def _info(graph: Graph, name: str, type_: TensorType) -> TensorInfo:
+    quant = type_.quant
+    scale, zero = (quant.scales[0], quant.zero_points[0]) if quant is not None and quant.axis is None else (None, None)
+    return TensorInfo(type_.shape, type_.dtype, graph.layouts.get(name, ""), scale, zero)
+
+
+def kernels_of(program: Program) -> tuple[Kernel, ...]:
+    """Every distinct kernel of a program, callees before callers, in order of first use."""
+    found: dict[str, Kernel] = {}
+    for step in program.steps:
+        for kernel in (*step.kernel.callees(), step.kernel):
+            found.setdefault(kernel.name, kernel)
+    return tuple(found.values())

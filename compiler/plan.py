@@ -1,0 +1,99 @@
+"""Offsets in the arena: buffers that are live at the same time never overlap; the arena is as small as a few good orders can make it.
+
+Offline dynamic storage allocation is NP-hard; greedy placement at the lowest free offset, in several orders, then repeated with the
+buffers that end at the top moved to the front, comes within a few percent of the lower bound (the largest sum of live bytes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cortado.compiler.program import ALIGNMENT, Program
+
+ROUNDS = 24  # of improvement per starting order; each costs a pass over all pairs of buffers
+GOOD_ENOUGH = 1.0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A buffer's need: bytes, and the first and last step that touch it."""
+
+    nbytes: int
+    first: int
+    last: int
+
+
+def align(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def largest_live_sum(intervals: Sequence[Interval]) -> int:
+    """The lower bound of any plan: the largest sum of (aligned) bytes that are live at one step."""
+    steps = {i.first for i in intervals}
+    return max((sum(align(i.nbytes) for i in intervals if i.first <= s <= i.last) for s in steps), default=0)
+
+
+def assign_offsets(intervals: Sequence[Interval]) -> tuple[list[int], int]:
+    """Byte offset of each interval and the arena's size."""
+    bound = largest_live_sum(intervals)
+    neighbours = [
+        [j for j, b in enumerate(intervals) if j != i and a.first <= b.last and b.first <= a.last]
+        for i, a in enumerate(intervals)
+    ]
+    orders: tuple[Callable[[int], tuple[int, ...]], ...] = (
+        lambda i: (-intervals[i].nbytes, intervals[i].first, i),
+        lambda i: (-intervals[i].nbytes * (intervals[i].last - intervals[i].first + 1), i),
+        lambda i: (intervals[i].first, -intervals[i].nbytes, i),
+        lambda i: (-(intervals[i].last - intervals[i].first), -intervals[i].nbytes, i),
+    )
+    best, best_size = [0] * len(intervals), -1
+    for key in orders:
+        order = sorted(range(len(intervals)), key=key)
+        for _ in range(ROUNDS):
+            offsets = _place(intervals, neighbours, order)
+            size = max((o + align(i.nbytes) for o, i in zip(offsets, intervals, strict=True)), default=0)
+            if best_size < 0 or size < best_size:
+                best, best_size = offsets, size
+            if size <= bound * GOOD_ENOUGH:
+                return best, best_size
+            top = [i for i in order if offsets[i] + align(intervals[i].nbytes) == size]
+            if order[: len(top)] == top:
+                break
+            order = top + [i for i in order if i not in top]
+    return best, max(best_size, 0)
+
+
+def _place(intervals: Sequence[Interval], neighbours: Sequence[Sequence[int]], order: Sequence[int]) -> list[int]:
+    offsets = [-1] * len(intervals)
+    for i in order:
+        taken = sorted((offsets[j], offsets[j] + align(intervals[j].nbytes)) for j in neighbours[i] if offsets[j] >= 0)
+        need, at = align(intervals[i].nbytes), 0
+        for start, end in taken:
+            if start - at >= need:
+                break
+            at = max(at, end)
+        offsets[i] = at
+    return offsets
+
+
+def verify_plan(program: Program) -> None:
+    """No two live buffers overlap, every buffer is inside its memory, every argument inside its buffer. A failure is a bug of the compiler."""
+    arena = [b for b in program.buffers if b.place == "arena"]
+    for i, a in enumerate(arena):
+        if a.offset % ALIGNMENT or a.offset + a.nbytes > program.arena_bytes:
+            raise AssertionError(f"buffer {a.name} at {a.offset} does not fit an arena of {program.arena_bytes} bytes")
+        for b in arena[i + 1 :]:
+            together = a.first <= b.last and b.first <= a.last
+            if together and a.offset < b.offset + b.nbytes and b.offset < a.offset + a.nbytes:
+                raise AssertionError(f"buffers {a.name} and {b.name} are live together and overlap")
+    for buffer in program.buffers:
+        if buffer.place == "weights" and buffer.offset + buffer.nbytes > len(program.weights):
+            raise AssertionError(f"constant {buffer.name} lies past the end of the weights")
+    for index, step in enumerate(program.steps):
+        for argument in step.args:
+            buffer = program.buffers[argument.buffer]
+            if not 0 <= argument.offset <= buffer.nbytes:
+                raise AssertionError(f"step {step.name} points outside of buffer {buffer.name}")
+            if buffer.place == "arena" and not buffer.first <= index <= buffer.last:
+                raise AssertionError(f"step {step.name} uses buffer {buffer.name} outside of its lifetime")
