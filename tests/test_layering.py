@@ -11,17 +11,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = {"cortado.compiler": "compiler", "cortado.backends": "backends", "cortado.runtime": "runtime", "cortado.proto": "proto", "cortado": "cortado"}
+FOLDERS = {
+    "cortado.compiler": "compiler",
+    "cortado.backends": "backends",
+    "cortado.runtime": "runtime",
+    "cortado.proto": "proto",
+    "cortado": "cortado",
+}
 FILE_LINES, FUNCTION_LINES = 500, 70
 
 # The longest prefix of a module's name decides. Every layer may import the standard library, cortado.errors and itself.
-KERNEL_SIDE = ("lang", "builder", "virtual", "target", "types", "program", "kernels")
+COMPILER_OF_BACKENDS = ("lang", "builder", "virtual", "target", "types", "program", "kernels")
+COMPILER_OF_RUNTIME = ("types", "program", "target")
 LAYERS: dict[str, tuple[str, ...]] = {
     "cortado.proto": ("google.protobuf", "flatbuffers", "numpy"),
     "cortado.compiler": ("numpy", "numba", "cortado.compiler"),
     "cortado.compiler.importers": ("numpy", "cortado.compiler", "cortado.proto"),
-    "cortado.backends": ("numpy", "llvmlite", "cortado.backends", *(f"cortado.compiler.{name}" for name in KERNEL_SIDE)),
-    "cortado.runtime": ("numpy", "llvmlite", "cortado.backends", *(f"cortado.compiler.{name}" for name in ("types", "program", "target"))),
+    "cortado.backends": ("numpy", "llvmlite", "cortado.backends", *(f"cortado.compiler.{name}" for name in COMPILER_OF_BACKENDS)),
+    "cortado.runtime": ("numpy", "llvmlite", "cortado.backends", *(f"cortado.compiler.{name}" for name in COMPILER_OF_RUNTIME)),
     "cortado.errors": (),
     "cortado": ("numpy", "PIL", "click", "rich", "cortado"),
 }
@@ -171,8 +178,6 @@ def test_no_module_level_mutable_state(sources: dict[str, Source]) -> None:
         wrong += [f"{where}:{n.lineno}: global {', '.join(n.names)}" for n in ast.walk(source.tree) if isinstance(n, ast.Global)]
         for node in source.tree.body:
             value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
-            empty = (isinstance(value, ast.Dict) and not value.keys) or (isinstance(value, (ast.List, ast.Set)) and not value.elts)
-            called = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and not value.args and value.func.id in ("dict", "list", "set")
-            if empty or called:
+            if value is not None and ast.unparse(value) in ("{}", "[]", "dict()", "list()", "set()"):
                 wrong.append(f"{where}:{node.lineno}: an empty container at module level is state")
     assert not wrong, "\n".join(wrong)
