@@ -245,12 +245,17 @@ class KernelBuilder:
         return self._region("loop", (start, stop, self.index(step), *carried), (block,))
 
     def if_(
-        self, condition: Val, then: Callable[[], Sequence[Val] | None], otherwise: Callable[[], Sequence[Val] | None] | None = None
+        self,
+        condition: Val,
+        then: Callable[[], Sequence[Val] | None],
+        otherwise: Callable[[], Sequence[Val] | None] | None = None,
     ) -> tuple[Val, ...]:
         blocks = (self._record((), then), self._record((), otherwise or (lambda: ())))
         return self._region("if", (condition,), blocks)
 
-    def while_(self, condition: Callable[..., Val], body: Callable[..., Sequence[Val]], carried: Sequence[Val]) -> tuple[Val, ...]:
+    def while_(
+        self, condition: Callable[..., Val], body: Callable[..., Sequence[Val]], carried: Sequence[Val]
+    ) -> tuple[Val, ...]:
         def variables() -> tuple[Val, ...]:
             return tuple(Val(self, "param", c.type, (), "carried") for c in carried)
 

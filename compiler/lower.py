@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cortado.compiler.graph import Graph, Node, Value
+from cortado.compiler.graph import Graph, Node
 from cortado.compiler.kernels.move import lower_copy
 from cortado.compiler.kernels.table import LOWERINGS, Lowering
 from cortado.compiler.lang import Kernel

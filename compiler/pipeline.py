@@ -1,4 +1,7 @@
-"""Graph -> Program: the middle of the way, read top to bottom. Files become a Graph in `cortado.source`, a Program becomes a Bundle in `cortado.build`."""
+"""Graph -> Program: the middle of the way, read top to bottom.
+
+Files become a Graph in `cortado.source`, a Program becomes a Bundle in `cortado.build`.
+"""
 
 from __future__ import annotations
 

@@ -40,7 +40,10 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Ref:
-    """What a kernel's pointer points to, seen from one node. kind: "input" or "output" (of the node, by index), "weights" (array), "scratch" (nbytes)."""
+    """What a kernel's pointer points to, seen from one node.
+
+    kind: "input" or "output" (of the node, by index), "weights" (array), "scratch" (nbytes).
+    """
 
     kind: str
     index: int = 0

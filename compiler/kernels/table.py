@@ -21,7 +21,7 @@ from cortado.compiler.target import Target
 Lowering = Callable[[Node, Sequence[Operand], Sequence[Operand], Target], list[KernelCall]]
 
 LOWERINGS: Mapping[str, Lowering] = {
-    **{name: lower_elementwise for name in ELEMENTWISE},
+    **dict.fromkeys(ELEMENTWISE, lower_elementwise),
     "pointwise": lower_pointwise,
     "conv": lower_conv,
     "fc": lower_fc,
