@@ -78,7 +78,7 @@ def _depthwise(windows: np.ndarray, w: np.ndarray, group: int) -> np.ndarray:
     cells = w.reshape(group, -1, *w.shape[1:-1])
     total = np.zeros((*windows.shape[: rank + 1], group, cells.shape[1]), w.dtype)
     for cell in np.ndindex(*w.shape[1:-1]):
-        total += windows[(slice(None),) * (rank + 1) + cell] * cells[(slice(None), slice(None), *cell)]
+        total += windows[(slice(None),) * (rank + 1) + cell] * cells[(slice(None),) * 2 + cell]
     return total
 
 

@@ -45,9 +45,9 @@ def _sweep(x: np.ndarray, attrs: Attrs, start: float, combine: Callable[..., np.
         before = (slice(None),) * axis
         for position, first, stop in taps(*geometry):
             at = first * stride - pad + position * dilation
-            cells = x[(*before, slice(at, at + (stop - first - 1) * stride + 1, stride))]
-            part = total[(*before, slice(first, stop))]
-            combine(part, cells, out=part)
+            cells = (*before, slice(at, at + (stop - first - 1) * stride + 1, stride))
+            part = (*before, slice(first, stop))
+            total[part] = combine(total[part], x[cells])
         x = total
     return x
 

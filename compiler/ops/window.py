@@ -79,7 +79,7 @@ def cells_inside(size: int, kernel: int, stride: int, dilation: int, pad: int, o
 
 def crop_and_pad(x: np.ndarray, begin: Sequence[int], end: Sequence[int]) -> np.ndarray:
     """Zeros around the spatial axes of x[N,*S,C]; negative amounts crop. No copy where nothing is padded."""
-    keep, around = [], []
+    keep, around = [slice(None)], []
     for n, b, e in zip(x.shape[1:-1], begin, end, strict=True):
         total = n + b + e
         start, stop = max(0, b), min(total, b + n)
@@ -87,5 +87,5 @@ def crop_and_pad(x: np.ndarray, begin: Sequence[int], end: Sequence[int]) -> np.
             start, stop = total, total
         keep.append(slice(start - b, stop - b) if stop > start else slice(0, 0))
         around.append((start, total - stop))
-    x = x[(slice(None), *keep)]
+    x = x[tuple(keep)]
     return x if not any(b or e for b, e in around) else np.pad(x, ((0, 0), *around, (0, 0)))
