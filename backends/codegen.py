@@ -1,0 +1,97 @@
+"""LLVM IR modules to object files, in worker processes; what LLVM complains about becomes an error, undefined symbols as well."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cortado.backends.symbols import read_symbols
+from cortado.backends.workers import Reply, shared_pool
+from cortado.compiler.target import Target
+from cortado.errors import CortadoError, TargetError
+
+# What an object may need from outside: nothing but, on Windows, what every program has (the mark of floating point, stack growth).
+ALLOWED_UNDEFINED: Mapping[str, frozenset[str]] = {
+    "elf": frozenset(),
+    "macho": frozenset(),
+    "coff": frozenset({"_fltused", "__chkstk"}),
+    "wasm": frozenset({"__stack_pointer", "__linear_memory", "__indirect_function_table"}),
+}
+PASSES: tuple[str, ...] = ()
+LEVEL = 2
+_FRAME = re.compile(r"stack frame size \((\d+)\) exceeds limit \(0\) in function '([^']+)'")
+_UNRECOGNIZED = re.compile(r"^.*not a recognized.*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class ObjectFile:
+    """frames: bytes of stack frame by symbol, without the return address that a call pushes; functions without a frame are absent."""
+
+    name: str
+    data: bytes
+    frames: Mapping[str, int] = field(default_factory=dict)
+
+
+def start_workers(jobs: int | None = None) -> None:
+    """Start processes ahead of `compile_modules`, without waiting for them."""
+    shared_pool().start(jobs or _processors())
+
+
+def compile_modules(modules: Sequence[tuple[str, str]], target: Target, jobs: int | None = None) -> list[ObjectFile]:
+    """One object per (name, LLVM IR text), in order. jobs: processes at once, None for one per processor; never changes a byte.
+
+    Raises TargetError where LLVM does not know the target's cpu or features, or where the objects together leave a symbol undefined;
+    CortadoError where LLVM fails.
+    """
+    replies = _generate(modules, target, False, jobs)
+    objects = [
+        ObjectFile(name, reply.output, {symbol: int(size) for size, symbol in _FRAME.findall(reply.messages)})
+        for (name, _), reply in zip(modules, replies, strict=True)
+    ]
+    check_symbols(objects, target)
+    return objects
+
+
+def assembly(ir_text: str, target: Target) -> str:
+    """The module as the target's assembly text."""
+    text: str = _generate([("assembly", ir_text)], target, True, 1)[0].output
+    return text
+
+
+def check_symbols(objects: Sequence[ObjectFile], target: Target) -> None:
+    """Raise TargetError where something is neither defined by one of the objects nor to be had on every system of the format."""
+    defined: set[str] = set(ALLOWED_UNDEFINED[target.object_format])
+    wanted: dict[str, str] = {}
+    for item in objects:
+        symbols = read_symbols(item.data)
+        defined |= symbols.defined
+        wanted |= dict.fromkeys(symbols.undefined, item.name)
+    missing = sorted(set(wanted) - defined)
+    if missing:
+        lines = ", ".join(f"{symbol} (module {wanted[symbol]})" for symbol in missing)
+        raise TargetError(f"target {target.name}: the generated code calls functions that it does not bring along: {lines}")
+
+
+def _generate(modules: Sequence[tuple[str, str]], target: Target, as_assembly: bool, jobs: int | None) -> list[Reply]:
+    request: dict[str, Any] = {
+        "triple": target.triple, "cpu": target.cpu, "features": ",".join(target.features), "level": LEVEL, "abi": "",
+        "passes": PASSES, "assembly": as_assembly,
+    }  # fmt: skip
+    replies = shared_pool().run([{**request, "ir": ir_text} for _, ir_text in modules], jobs or _processors())
+    for (name, _), reply in zip(modules, replies, strict=True):
+        unknown = _UNRECOGNIZED.search(reply.messages)
+        if unknown:
+            raise TargetError(f"target {target.name}: LLVM says {unknown.group().strip()}")
+        if reply.error:
+            details = "\n".join([reply.error, *reply.messages.strip().splitlines()[:20]])
+            raise CortadoError(f"target {target.name}, module {name}: code generation failed: {details}")
+    return replies
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

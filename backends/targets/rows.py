@@ -1,0 +1,40 @@
+"""Rows that many families share, made for all vector lengths up to the target's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from cortado.backends.llvm import intrinsic_row
+from cortado.compiler.lang import Type
+from cortado.compiler.target import Row
+
+INTRINSICS: Mapping[str, str] = {
+    "fma": "llvm.fma", "abs": "llvm.fabs", "sqrt": "llvm.sqrt", "round_even": "llvm.roundeven", "floor": "llvm.floor",
+    "ceil": "llvm.ceil",
+}  # fmt: skip
+_ARGUMENTS: Mapping[str, int] = {"fma": 3}
+
+
+def lengths(vector_bits: int, scalar_bits: int) -> tuple[int, ...]:
+    """Lanes 1, 2, 4 ... up to one full vector."""
+    most = max(1, vector_bits // scalar_bits)
+    return tuple(1 << i for i in range(most.bit_length()))
+
+
+def float_rows(features: Mapping[str, str], vector_bits: int, scalars: tuple[str, ...] = ("f32",)) -> tuple[Row, ...]:
+    """Rows for the virtual instructions in `features`: name -> the target feature it needs ("" for none).
+
+    fma is given for float32 alone: its meaning is defined there.
+    """
+    rows: list[Row] = []
+    for scalar in scalars:
+        for lanes in lengths(vector_bits, {"f32": 32, "f64": 64}[scalar]):
+            for name, feature in features.items():
+                if name != "fma" or scalar == "f32":
+                    types = (Type(scalar, lanes),) * _ARGUMENTS.get(name, 1)
+                    rows.append(Row(name, types, feature, _emitter(name)))
+    return tuple(rows)
+
+
+def _emitter(name: str) -> Callable[..., str]:
+    return intrinsic_row(INTRINSICS[name])

@@ -1,0 +1,59 @@
+"""x86-64: the four levels of the psABI, and named cpus as a level with additions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from cortado.backends.targets.rows import float_rows
+from cortado.backends.targets.systems import SYSTEMS
+from cortado.compiler.target import Memory, Target
+
+_V2 = ("cx16", "popcnt", "sahf", "sse3", "sse4.1", "sse4.2", "ssse3")
+_V3 = (*_V2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave")
+_V4 = (*_V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
+LEVELS: Mapping[str, tuple[str, ...]] = {"x86-64": (), "x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
+
+_VNNI = (*_V4, "avx512vnni")
+_BF16 = (*_VNNI, "avx512bf16")
+CPUS: Mapping[str, tuple[str, ...]] = {
+    "haswell": _V3, "skylake": _V3, "znver1": _V3, "znver2": _V3, "znver3": _V3, "alderlake": (*_V3, "avxvnni"),
+    "skylake-avx512": _V4, "cascadelake": _VNNI, "icelake-client": _VNNI, "icelake-server": _VNNI, "cooperlake": _BF16,
+    "sapphirerapids": (*_BF16, "avx512fp16", "avxvnni"), "znver4": _BF16, "znver5": (*_BF16, "avxvnni"),
+}  # fmt: skip
+# What a user may add with "+": each with what it builds on.
+ADDITIONS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(_V2, ()),
+    "avx": _V2, "avx2": (*_V2, "avx"), "fma": (*_V2, "avx"), "f16c": (*_V2, "avx"), "avxvnni": (*_V2, "avx", "avx2"),
+    "avx512vnni": _V4, "avx512bf16": _V4, "avx512fp16": _V4,
+}  # fmt: skip
+
+
+def names() -> tuple[str, ...]:
+    return (*LEVELS, *CPUS)
+
+
+def make(name: str, cpu: str, additions: Iterable[str], system: str, memories: tuple[Memory, ...] = ()) -> Target:
+    """cpu: a key of LEVELS or CPUS. additions: keys of ADDITIONS."""
+    features = set({**LEVELS, **CPUS}[cpu])
+    for addition in additions:
+        features |= {addition, *ADDITIONS[addition]}
+    wide = {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= features
+    bits = 512 if wide else 256 if "avx" in features else 128
+    rows = {"abs": "", "sqrt": ""}
+    if "fma" in features:
+        rows["fma"] = "+fma"
+    if "sse4.1" in features:
+        rows |= dict.fromkeys(("round_even", "floor", "ceil"), "+sse4.1")
+    return Target(
+        name=name,
+        triple=SYSTEMS[system].triples["x86_64"],
+        object_format=SYSTEMS[system].object_format,
+        cpu=cpu,
+        family="x86",
+        features=tuple(sorted(f"+{feature}" for feature in features)),
+        vector_bits=bits,
+        vector_registers=32 if wide else 16,
+        masked="avx2" in features,
+        rows=float_rows(rows, bits, ("f32", "f64")),
+        memories=memories or (Memory("l1", 32 << 10), Memory("l2", 512 << 10), Memory("l3", 8 << 20)),
+    )
