@@ -56,6 +56,32 @@ def _abs_fallback(k: KernelBuilder, a: Val) -> Val:
     return k.convert(k.convert(a, bits, "bitcast") & magnitude, a.type, "bitcast")
 
 
+def _sqrt_fallback(k: KernelBuilder, a: Val) -> Val:
+    """The correctly rounded root, one bit of it a round: root and remainder by long division (shift and subtract) on integers."""
+    digits, bits = {"f32": (23, Type("i32", a.type.lanes)), "f64": (52, Type("i64", a.type.lanes))}[a.type.scalar]
+    top = 8 * {"i32": 4, "i64": 8}[bits.scalar] - 1
+    bias = (1 << (top - digits - 1)) - 1
+    tiny = a < 2.0 ** (1 - bias)
+    whole = k.convert(k.select(tiny, a * 2.0 ** (digits + (digits & 1)), a), bits, "bitcast")
+    exponent = k.binary("lshr", whole, digits) - bias
+    mantissa = (whole & ((1 << digits) - 1)) | (1 << digits)
+    left = mantissa << ((exponent & 1) + 1)
+    root, total = k.zero(bits), k.zero(bits)
+    for step in range(digits + 2):
+        bit = 1 << (digits + 1 - step)
+        trial = total + bit
+        taken = trial <= left
+        total = k.select(taken, trial + bit, total)
+        left = k.select(taken, left - trial, left) << 1
+        root = k.select(taken, root + bit, root)
+    rounded = k.binary("lshr", root + k.select(k.compare("eq", left, 0), 0, root & 1), 1)
+    power = (exponent >> 1) - k.select(tiny, k.const((digits + 1) >> 1, bits), k.zero(bits))
+    result = k.convert(rounded + ((power + (bias - 1)) << digits), a.type, "bitcast")
+    ordinary = (a > 0.0) & (a < float("inf"))
+    negative = k.select(a < 0.0, k.const(float("nan"), a.type), a)
+    return k.select(ordinary, result, negative)
+
+
 def _same(a: Type, *_: Type) -> Type:
     return a
 
@@ -63,6 +89,7 @@ def _same(a: Type, *_: Type) -> Type:
 _LIST = (
     Virtual("fma", _same, _fma_meaning, _fma_fallback),  # a * b + c, rounded once where the target has it
     Virtual("abs", _same, np.abs, _abs_fallback),
+    Virtual("sqrt", _same, np.sqrt, _sqrt_fallback),  # correctly rounded
 )
 
 VIRTUALS: Mapping[str, Virtual] = {v.name: v for v in _LIST}

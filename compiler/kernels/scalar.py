@@ -3,7 +3,7 @@
 A value is a scalar or a vector of any number of lanes. Truth values are i1 lanes; loads turn bool bytes into them (`from_memory`),
 stores turn them back (`to_memory`). Float operators take f32 and, where no transcendental is involved, f64.
 
-NaN passes through relu, clip, leaky_relu, maximum and minimum, as in numpy; -0.0 stays -0.0 in relu.
+NaN passes through relu, clip and leaky_relu; -0.0 stays -0.0 in relu.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from cortado.compiler.builder import KernelBuilder, Val
+from cortado.compiler.kernels import math
 from cortado.compiler.lang import SCALAR_OF, Type
 
 UNSIGNED = frozenset({"uint8", "uint16"})
@@ -38,6 +39,8 @@ def emit_op(
         return _extremum(k, name == "maximum", args[0], args[1], unsigned)
     if name == "div":
         return args[0] / args[1] if args[0].type.is_float else _integer_div(k, args[0], args[1], unsigned)
+    if unsigned and name in ("relu", "abs"):
+        return args[0]
     if name in _FUNCTIONS:
         return _FUNCTIONS[name](k, *args)
     if name in _WITH_ATTRS:
@@ -71,8 +74,7 @@ def truth(k: KernelBuilder, value: Val) -> Val:
 def emit_cast(k: KernelBuilder, value: Val, source: str, target: str) -> Val:
     """Convert between dtypes (keys of `types.NUMPY_DTYPE`).
 
-    Float to integer truncates toward zero; what does not fit a signed 32-bit (64-bit for int64) integer, and NaN, becomes the
-    smallest one, as x86 and so numpy have it, before narrowing wraps around. To bool is != 0.
+    Float to integer truncates toward zero and saturates, NaN gives 0; integers keep their low bits; to bool is != 0.
     """
     if source == target:
         return value
@@ -85,8 +87,7 @@ def emit_cast(k: KernelBuilder, value: Val, source: str, target: str) -> Val:
     if value.type.is_float:
         if to.is_float:
             return k.convert(value, to, "fpext" if _bits(to) > _bits(value.type) else "fptrunc")
-        wide = Type("i64" if to.scalar == "i64" else "i32", lanes)
-        return _resize(k, _float_to_int(k, value, wide), to, False)
+        return _float_to_int(k, value, to.scalar, target in UNSIGNED)
     if to.is_float:
         return k.convert(value, to, "uitofp" if source in UNSIGNED else "sitofp")
     return _resize(k, value, to, source in UNSIGNED)
@@ -104,10 +105,15 @@ def _resize(k: KernelBuilder, value: Val, to: Type, unsigned: bool) -> Val:
     return k.convert(value, to, "zext" if unsigned else "sext")
 
 
-def _float_to_int(k: KernelBuilder, value: Val, to: Type) -> Val:
-    limit = float(1 << (_bits(to) - 1))
-    fits = (value >= -limit) & (value < limit)
-    return k.convert(k.select(fits, value, -limit), to, "fptosi")
+def _float_to_int(k: KernelBuilder, value: Val, to: str, unsigned: bool) -> Val:
+    """Saturating; `to` is the integer's scalar type. Every number that is converted fits, as the conversion gives anything else."""
+    bits = int(to.lstrip("i"))
+    low, past = (0, 1 << bits) if unsigned else (-(1 << (bits - 1)), 1 << (bits - 1))
+    wide = Type(to if bits > 32 else "i32", value.type.lanes)
+    fits = (value > float(low)) & (value < float(past))
+    whole = k.convert(k.select(fits, value, 0.0), wide, "fptosi")
+    whole = k.select(value <= float(low), low, k.select(value >= float(past), past - 1, whole))
+    return _resize(k, whole, Type(to, value.type.lanes), unsigned)
 
 
 # --- comparisons, extrema, integers ---
@@ -123,12 +129,9 @@ def _compare(k: KernelBuilder, name: str, a: Val, b: Val, unsigned: bool) -> Val
 
 
 def _extremum(k: KernelBuilder, larger: bool, a: Val, b: Val, unsigned: bool) -> Val:
-    if not a.type.is_float:
-        return k.binary(("u" if unsigned else "s") + ("max" if larger else "min"), a, b)
-    if a.kind == "const":
-        return k.binary("max" if larger else "min", a, b)
-    # `max` gives b where either is NaN, so only a NaN in a needs help
-    return k.select(k.compare("ne", a, a), a, k.binary("max" if larger else "min", a, b))
+    """The language's own: b where either is NaN."""
+    prefix = "" if a.type.is_float else "u" if unsigned else "s"
+    return k.binary(prefix + ("max" if larger else "min"), a, b)
 
 
 def _integer_div(k: KernelBuilder, a: Val, b: Val, unsigned: bool) -> Val:
@@ -160,7 +163,49 @@ def _leaky_relu(k: KernelBuilder, x: Val, alpha: float) -> Val:
 
 
 def _prelu(k: KernelBuilder, x: Val, slope: Val) -> Val:
-    return k.select(x < 0.0, x * slope, x)
+    return k.select(x > 0.0, x, x * slope)
+
+
+def _thresholded_relu(k: KernelBuilder, x: Val, alpha: float) -> Val:
+    return k.select(x > alpha, x, 0.0)
+
+
+def _elu(k: KernelBuilder, x: Val, alpha: float) -> Val:
+    return k.select(x < 0.0, math.expm1_nonpositive(k, x) * alpha, x)
+
+
+def _selu(k: KernelBuilder, x: Val, alpha: float, scale: float) -> Val:
+    return k.select(x > 0.0, x, math.expm1_nonpositive(k, x) * alpha) * scale
+
+
+def _gelu(k: KernelBuilder, x: Val) -> Val:
+    return x * ((math.erf(k, x * 0.7071067811865476) + 1.0) * 0.5)
+
+
+def _gelu_tanh(k: KernelBuilder, x: Val) -> Val:
+    """Hendrycks and Gimpel's approximation: 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
+    inner = (x + x * x * x * 0.044715) * 0.7978845608028654
+    return (x * 0.5) * (math.tanh(k, inner) + 1.0)
+
+
+def _softplus(k: KernelBuilder, x: Val) -> Val:
+    """As written, log(e^x + 1): infinite above 88.7."""
+    return math.log(k, math.exp(k, x) + 1.0)
+
+
+def _logit(k: KernelBuilder, x: Val, eps: float) -> Val:
+    inside = _clip(k, x, eps, 1.0 - eps)
+    return math.log(k, inside / (1.0 - inside))
+
+
+def _sign(k: KernelBuilder, x: Val) -> Val:
+    """0 for NaN."""
+    one, zero = k.const(1, x.type), k.zero(x.type)
+    return k.select(x > 0, one, zero) - k.select(x < 0, one, zero)
+
+
+def _bitwise_not(k: KernelBuilder, x: Val) -> Val:
+    return x ^ (1 if x.type.scalar == "i1" else -1)
 
 
 def _hard_sigmoid(k: KernelBuilder, x: Val, alpha: float, beta: float) -> Val:
@@ -228,6 +273,21 @@ _FUNCTIONS: Mapping[str, Callable[..., Val]] = MappingProxyType({
     "negative": _negative,
     "square": lambda k, x: x * x,
     "reciprocal": lambda k, x: 1.0 / x,
+    "cube": lambda k, x: x * x * x,
+    "sign": _sign,
+    "sqrt": lambda k, x: k.virtual("sqrt", x),
+    "rsqrt": lambda k, x: 1.0 / k.virtual("sqrt", x),
+    "exp": math.exp,
+    "log": math.log,
+    "tanh": math.tanh,
+    "sigmoid": math.sigmoid,
+    "swish": lambda k, x: x / (math.exp(k, _negative(k, x)) + 1.0),
+    "erf": math.erf,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "softplus": _softplus,
+    "round_even": lambda k, x: _rounded(k, x, lambda nearest: nearest),
+    "bitwise_not": _bitwise_not,
     "floor": _floor,
     "ceil": _ceil,
     "softsign": lambda k, x: x / (k.virtual("abs", x) + 1.0),
@@ -238,5 +298,9 @@ _FUNCTIONS: Mapping[str, Callable[..., Val]] = MappingProxyType({
 _WITH_ATTRS: Mapping[str, tuple[Callable[..., Val], tuple[str, ...]]] = MappingProxyType({
     "clip": (_clip, ("lo", "hi")),
     "leaky_relu": (_leaky_relu, ("alpha",)),
+    "thresholded_relu": (_thresholded_relu, ("alpha",)),
+    "elu": (_elu, ("alpha",)),
+    "selu": (_selu, ("alpha", "scale")),
+    "logit": (_logit, ("eps",)),
     "hard_sigmoid": (_hard_sigmoid, ("alpha", "beta")),
 })
