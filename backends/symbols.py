@@ -33,7 +33,8 @@ def _elf(data: bytes) -> Symbols:
     size, count = struct.unpack_from(order + "HH", data, 58 if wide else 46)
     form = order + ("IIQQQQIIQQ" if wide else "IIIIIIIIII")
     sections = [struct.unpack_from(form, data, table + i * size) for i in range(count)]
-    defined, undefined = set(), set()
+    defined: set[str] = set()
+    undefined: set[str] = set()
     for section in sections:
         if section[1] != 2:  # SHT_SYMTAB
             continue

@@ -13,10 +13,10 @@ import os
 import pickle
 import struct
 import sys
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 
-def read_message(stream: BinaryIO) -> Any:
+def read_message(stream: IO[bytes]) -> Any:
     """The next message; EOFError where the stream has ended."""
     head = stream.read(8)
     if len(head) < 8:
@@ -28,7 +28,7 @@ def read_message(stream: BinaryIO) -> Any:
     return pickle.loads(body)
 
 
-def write_message(stream: BinaryIO, message: Any) -> None:
+def write_message(stream: IO[bytes], message: Any) -> None:
     body = pickle.dumps(message, protocol=4)
     stream.write(struct.pack("<Q", len(body)) + body)
     stream.flush()

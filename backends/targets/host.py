@@ -22,7 +22,7 @@ def make() -> Target:
     present = {name for name, there in llvm.get_host_cpu_features().items() if there}
     if machine in ("aarch64", "arm64"):
         return aarch64.make("host", "aarch64", [name for name in aarch64.ADDITIONS if name in present], system)
-    level = next(name for name, needed in reversed(x86.LEVELS.items()) if present.issuperset(needed))
+    level = next(name for name in reversed(tuple(x86.LEVELS)) if present.issuperset(x86.LEVELS[name]))
     additions = [name for name, needs in x86.ADDITIONS.items() if name in present and present.issuperset(needs)]
     return x86.make("host", level, additions, system, _caches())
 
