@@ -1,0 +1,59 @@
+"""`cortado compile`: a model file in, a folder with library, header, weights and manifest out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cortado.cli.console import print_json, progress, size
+from cortado.cli.options import (
+    CompileArguments,
+    ModelSource,
+    compile_options,
+    json_option,
+    preprocess_options,
+    source_options,
+)
+from cortado.preprocess import Preprocess
+
+
+@click.command("compile")
+@source_options
+@compile_options
+@preprocess_options
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Where to; else build/MODEL/TARGET.",
+)
+@json_option
+def compile_command(
+    source: ModelSource, arguments: CompileArguments, preprocess: dict[str, Any], output: Path | None, as_json: bool
+) -> None:
+    """Compile MODEL for a target: writes a static library, a C header, the weights and a manifest.
+
+    MODEL is a NetDef (.pb, .pbtxt, with --init) or a folder with init_net and predict_net.
+
+    \b
+    Example: SqueezeNet for an Android phone
+      cortado compile squeezenet/ --input data=1,3,227,227 --target cortex-a76@android -o build/phone
+    """
+    record = Preprocess.from_dict(preprocess) if preprocess else None
+    target = arguments.given.get("target", "host")
+    with progress(f"compiling {source.path} for {target}"):
+        model = arguments.compile(source, record)
+        folder = output or Path("build") / source.path.resolve().stem / target
+        model.save(folder)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    if as_json:
+        listed = [{"name": path.name, "bytes": path.stat().st_size} for path in files]
+        print_json({"schema": 1, "folder": str(folder), "target": target, "files": listed})
+        return
+    width = max(len(path.name) for path in files)
+    click.echo(f"{folder}:")
+    for path in files:
+        click.echo(f"  {path.name:{width}}  {size(path.stat().st_size)}")

@@ -1,0 +1,177 @@
+"""Options that several commands share, gathered into one record per topic before a command sees them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cortado.errors import OptionError
+from cortado.preprocess import FILTERS, LAYOUTS, Preprocess
+
+if TYPE_CHECKING:
+    from cortado import Model
+    from cortado.compiler.graph import Graph
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Shape = tuple[int, ...]
+
+
+class InputShape(click.ParamType):
+    """NAME=1,3,227,227 or NAME=1,3,227,227:dtype. Blob names may hold "=": the last one counts."""
+
+    name = "NAME=SHAPE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Shape, str | None]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = str(value).rpartition("=")
+        sizes, _, dtype = text.partition(":")
+        try:
+            shape = tuple(int(size) for size in sizes.split(",")) if sizes else ()
+        except ValueError:
+            shape = (-1,)
+        if not equals or not name or any(size < 0 for size in shape):
+            self.fail(f"{value!r}: expected a name and a shape, such as data=1,3,227,227", param, ctx)
+        return name, shape, dtype or None
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model as the command line names it: a model file or folder with how to read it, or the folder of a compiled bundle."""
+
+    path: Path
+    init: Path | None
+    weights: Path | None
+    inputs: tuple[tuple[str, Shape, str | None], ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def is_bundle(self) -> bool:
+        return (self.path / "manifest.json").is_file()
+
+    def load(self) -> Graph:
+        """The graph of the model file. OptionError for a bundle, which holds no graph any more."""
+        import cortado
+
+        if self.is_bundle:
+            raise OptionError(f"{self.path} is a compiled bundle; give the model file it was made from")
+        shapes = {name: shape if dtype is None else (shape, dtype) for name, shape, dtype in self.inputs}
+        return cortado.load(self.path, init=self.init, inputs=shapes or None, outputs=self.outputs or None, weights=self.weights)
+
+
+@dataclass(frozen=True)
+class CompileArguments:
+    """The options of a compilation, by the names that `cortado.compile` gives them."""
+
+    given: dict[str, Any]
+
+    def compile(self, source: ModelSource, preprocess: Preprocess | None = None) -> Model:
+        import cortado
+
+        return cortado.compile(source.load(), preprocess=preprocess, **self.given)
+
+    def open_or_compile(self, source: ModelSource) -> Model:
+        """The saved bundle, or the model file compiled now with these options."""
+        import cortado
+
+        if not source.is_bundle:
+            return self.compile(source)
+        if self.given or source.inputs or source.outputs or source.init or source.weights:
+            raise OptionError(
+                f"{source.path} is compiled already: it takes no --init, --input, --target or other compile options"
+            )
+        return cortado.open(source.path)
+
+
+def gathered(name: str, options: list[Callable[[Command], Command]], make: Callable[..., Any], keys: tuple[str, ...]) -> Any:
+    """A decorator: adds the options and hands their values to the command as one argument `name`, made by `make`."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def wrapper(**values: Any) -> Any:
+            own = {key: values.pop(key) for key in keys}
+            return command(**{name: make(**own)}, **values)
+
+        decorated: Any = wrapper
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Argument SOURCE and how to read it, as `source: ModelSource`."""
+    options: list[Callable[[Any], Any]] = [
+        click.argument("path", metavar="MODEL", type=click.Path(exists=True, path_type=Path)),
+        click.option("--init", type=FILE, help="The weights of a predict net: init_net.pb, or an .npz of blobs."),
+        click.option("--weights", type=FILE, help="The .caffemodel of a .prototxt."),
+        click.option(
+            "--input",
+            "inputs",
+            type=InputShape(),
+            multiple=True,
+            help="Shape of an input, as data=1,3,227,227; repeat for more inputs.",
+        ),
+        click.option(
+            "--blob", "outputs", metavar="NAME", multiple=True, help="Produce this blob instead of the model's own outputs."
+        ),
+    ]
+    return gathered("source", options, ModelSource, ("path", "init", "weights", "inputs", "outputs"))(command)
+
+
+def compile_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `cortado.compile` can be told, as `arguments: CompileArguments`; only what was given."""
+    options: list[Callable[[Any], Any]] = [
+        click.option(
+            "--target",
+            metavar="TARGET",
+            help="Processor, features and system: host, x86-64-v3, cortex-m4 ... See `cortado targets`.",
+        ),
+        click.option("--name", metavar="NAME", help="Name of the library and prefix of its symbols; else the net's name."),
+        click.option("--dtype", metavar="DTYPE", help="float32, float16, bfloat16 or int8; else the model's own types."),
+        click.option("--optimize-for", type=click.Choice(["speed", "size", "memory"]), help="What counts most; else speed."),
+        click.option("--threads", type=click.IntRange(1), help="Threads the plan is tuned for; any number can run it."),
+        click.option("--strict", is_flag=True, default=None, help="Refuse what would be slow or inexact instead of warning."),
+    ]
+
+    def make(**values: Any) -> CompileArguments:
+        return CompileArguments({key: value for key, value in values.items() if value is not None})
+
+    return gathered("arguments", options, make, ("target", "name", "dtype", "optimize_for", "threads", "strict"))(command)
+
+
+def preprocess_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How pictures become inputs, as `preprocess: dict` of only what was given (fields of `Preprocess`, and scale)."""
+    options: list[Callable[[Any], Any]] = [
+        click.option(
+            "--resize", metavar="SIZE", help="Short side (256), or height x width (240x320); else the model's input size."
+        ),
+        click.option("--crop", metavar="SIZE", help="Cut out the centre: 227 or 240x320."),
+        click.option(
+            "--channels", type=click.Choice(["RGB", "BGR", "GRAY"], case_sensitive=False), help="Order of colours; else RGB."
+        ),
+        click.option("--range", "range_", metavar="TOP", help="What white is before mean and std: 255 (the default) or 1."),
+        click.option("--mean", metavar="M,...", help="Subtract, for all channels or one per channel: 104,117,123."),
+        click.option("--std", metavar="S,...", help="Then divide by."),
+        click.option("--scale", metavar="F,...", help="Instead of --std: multiply by, 0.017 or 1/58.8."),
+        click.option("--layout", type=click.Choice(LAYOUTS, case_sensitive=False), help="Order of axes; else the model's."),
+        click.option("--filter", "filter_", type=click.Choice(FILTERS), help="Of the resize; else bilinear."),
+    ]
+    keys = ("resize", "crop", "channels", "range_", "mean", "std", "scale", "layout", "filter_")
+
+    def make(**values: Any) -> dict[str, Any]:
+        return {key.rstrip("_"): value for key, value in values.items() if value is not None}
+
+    return gathered("preprocess", options, make, keys)(command)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
