@@ -51,9 +51,8 @@ def _fma_fallback(k: KernelBuilder, a: Val, b: Val, c: Val) -> Val:
 
 
 def _abs_fallback(k: KernelBuilder, a: Val) -> Val:
-    bits = Type({"f32": "i32", "f64": "i64"}[a.type.scalar], a.type.lanes)
-    magnitude = (1 << (8 * {"i32": 4, "i64": 8}[bits.scalar] - 1)) - 1
-    return k.convert(k.convert(a, bits, "bitcast") & magnitude, a.type, "bitcast")
+    bits, top = _bits_of(a)
+    return k.convert(k.convert(a, bits, "bitcast") & ((1 << top) - 1), a.type, "bitcast")
 
 
 def _sqrt_fallback(k: KernelBuilder, a: Val) -> Val:
@@ -82,6 +81,37 @@ def _sqrt_fallback(k: KernelBuilder, a: Val) -> Val:
     return k.select(ordinary, result, negative)
 
 
+def _signed_like(k: KernelBuilder, magnitude: Val, sign_of: Val) -> Val:
+    bits, top = _bits_of(sign_of)
+    sign = k.convert(sign_of, bits, "bitcast") & -(1 << top)
+    return k.convert(k.convert(magnitude, bits, "bitcast") | sign, sign_of.type, "bitcast")
+
+
+def _bits_of(a: Val) -> tuple[Type, int]:
+    """The integer type of the same width, and the number of its top bit."""
+    scalar, top = {"f32": ("i32", 31), "f64": ("i64", 63)}[a.type.scalar]
+    return Type(scalar, a.type.lanes), top
+
+
+def _round_even_fallback(k: KernelBuilder, a: Val) -> Val:
+    """Adding and taking away the number at which fractions end rounds to nearest even; beyond it numbers are whole already."""
+    whole_from = 2.0 ** {"f32": 23, "f64": 52}[a.type.scalar]
+    magnitude = _abs_fallback(k, a)
+    rounded = _signed_like(k, (magnitude + whole_from) - whole_from, a)
+    return k.select(magnitude < whole_from, rounded, a)
+
+
+def _floor_fallback(k: KernelBuilder, a: Val) -> Val:
+    near = _round_even_fallback(k, a)
+    return k.select(near > a, near - 1.0, near)
+
+
+def _ceil_fallback(k: KernelBuilder, a: Val) -> Val:
+    """The sign is put back because -0.7 gives -0.0."""
+    near = _round_even_fallback(k, a)
+    return _signed_like(k, k.select(near < a, near + 1.0, near), a)
+
+
 def _same(a: Type, *_: Type) -> Type:
     return a
 
@@ -90,6 +120,9 @@ _LIST = (
     Virtual("fma", _same, _fma_meaning, _fma_fallback),  # a * b + c, rounded once where the target has it
     Virtual("abs", _same, np.abs, _abs_fallback),
     Virtual("sqrt", _same, np.sqrt, _sqrt_fallback),  # correctly rounded
+    Virtual("round_even", _same, np.rint, _round_even_fallback),  # to the nearest whole number, ties to the even one
+    Virtual("floor", _same, np.floor, _floor_fallback),
+    Virtual("ceil", _same, np.ceil, _ceil_fallback),
 )
 
 VIRTUALS: Mapping[str, Virtual] = {v.name: v for v in _LIST}
