@@ -73,7 +73,11 @@ def _ordered(graph: Graph) -> list[Node]:
             if at < len(node.inputs):
                 value = node.inputs[at]
                 _expect(isinstance(value, Value), node, f"has as input {at} no value but {value!r}")
-                _expect(value.index in range(len(value.node.types)), node, f"reads result {value.index} of {value.node!r}")
+                _expect(
+                    value.index in range(len(value.node.types)),
+                    node,
+                    f"reads result {value.index} of {value.node.name}, which has {len(value.node.types)}",
+                )
                 stack.append((node, at + 1))
                 stack.append((value.node, 0))
             else:

@@ -30,17 +30,15 @@ def check_epilogue(epilogue: Epilogue, out: TensorType, extra: Sequence[TensorTy
     """Refuse an epilogue that is not well formed for an output of type `out` and the inputs it takes."""
     kinds = [entry[0] for entry in epilogue]
     assert kinds == [kind for kind in ORDER if kind in kinds], f"epilogue entries {kinds} are not a selection of {ORDER} in order"
-    require(len(extra) == inputs_taken(epilogue), f"takes {inputs_taken(epilogue)} inputs after the weights, got {len(extra)}")
-    left = iter(extra)
-    for entry in epilogue:
-        if entry[0] == "activation":
-            _, name, pairs = entry
-            assert name in UNARY, f"epilogue activation {name!r} is not an elementwise operator of one input"
-            assert tuple(sorted(UNARY[name].attrs)) == tuple(key for key, _ in pairs), f"activation {name} has attributes {pairs}"
-            got = UNARY[name].infer((out,), dict(pairs))[0]
-            assert got == out, f"activation {name} turns {out} into {got}"
-            continue
-        kind = next(left)
+    if "activation" in kinds:
+        _, name, pairs = epilogue[-1]
+        assert name in UNARY, f"epilogue activation {name!r} is not an elementwise operator of one input"
+        assert tuple(sorted(UNARY[name].attrs)) == tuple(key for key, _ in pairs), f"activation {name} has attributes {pairs}"
+        got = UNARY[name].infer((out,), dict(pairs))[0]
+        assert got == out, f"activation {name} turns {out} into {got}"
+    taken = inputs_taken(epilogue)
+    require(len(extra) == taken, f"takes {taken} input{'s' if taken != 1 else ''} after the weights, got {len(extra)}")
+    for entry, kind in zip(epilogue, extra, strict=False):
         require(kind.dtype == out.dtype, f"the {entry[0]} is {kind.dtype}, the result {out.dtype}: they must be the same type")
         wanted = out.shape[-1:] if entry[0] == "bias" else out.shape
         require(kind.shape == wanted, f"the {entry[0]} has shape {show(kind.shape)}; it must be {show(wanted)}")

@@ -24,7 +24,10 @@ RESIZE_ATTRS = {
 def resized(size: int, scale: float) -> int:
     """int(size * scale), multiplied in float32: Caffe2's output size."""
     require(math.isfinite(scale) and scale > 0, f"a scale of {scale} is impossible: it must be above 0")
-    return int(np.float32(size) * np.float32(scale))
+    with np.errstate(over="ignore"):
+        out = np.float32(size) * np.float32(scale)
+    require(np.isfinite(out), f"a scale of {scale} is too large")
+    return int(out)
 
 
 def _infer(types: Types, attrs: Attrs, bilinear: bool) -> tuple[TensorType, ...]:
@@ -36,10 +39,8 @@ def _infer(types: Types, attrs: Attrs, bilinear: bool) -> tuple[TensorType, ...]
     for side, size in (("h", x.shape[1]), ("w", x.shape[2])):
         scale, out = attrs[f"scale_{side}"], attrs[f"out_{side}"]
         require(math.isfinite(scale) and scale > 0, f"scale_{side}={scale} is impossible: it must be above 0")
-        require(
-            isinstance(out, int) and out >= 1, f"a side of {size} scaled by {scale} would have {out} pixels; use a larger scale"
-        )
-        require(size >= 1, f"the input {show(x.shape)} has no pixels to resize")
+        require(isinstance(out, int) and out >= 0, f"out_{side}={out} must be a whole number of at least 0")
+        require(size >= 1 or out == 0, f"the input {show(x.shape)} has no pixels to resize")
     return (TensorType((x.shape[0], attrs["out_h"], attrs["out_w"], x.shape[3]), x.dtype, x.quant),)
 
 
