@@ -1,0 +1,126 @@
+"""Program -> Bundle: the last part of the way, read top to bottom."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+
+from cortado import __version__
+from cortado.backends.codegen import compile_modules
+from cortado.backends.entry import arena_bytes, entry_modules, parts_of
+from cortado.backends.llvm import emit_module
+from cortado.backends.symbols import read_symbols
+from cortado.backends.weights import HEADER_BYTES, place_weights, weights_header, weights_module
+from cortado.compiler.lang import Block, Kernel
+from cortado.compiler.options import CompileOptions
+from cortado.compiler.program import Program
+from cortado.compiler.target import Target
+from cortado.runtime.archive import Member, write_archive
+from cortado.runtime.bundle import Bundle, header_name, library_name, weights_name
+from cortado.runtime.header import Facts, write_header
+from cortado.runtime.manifest import Manifest, Sizes, StepInfo, TargetInfo, file_info
+from cortado.runtime.names import model_identifier
+from cortado.runtime.sizes import code_bytes
+from cortado.runtime.stack import stack_bytes
+
+MODULE_INSTRUCTIONS = 3000  # kernels share an object up to this size: small enough to spread over processes, yet few
+LARGEST_LINKED = 1 << 30  # bytes of weights: beyond, 32-bit distances inside a linked program run out
+
+
+def build(program: Program, target: Target, options: CompileOptions, source: Mapping[str, str]) -> Bundle:
+    """Machine code, entry points, weights, library, header and manifest of a program.
+
+    source: what the manifest says of the origin. The bytes depend on the arguments and the versions of cortado and LLVM alone.
+    """
+    name = model_identifier(options.name or program.name)
+    model_hash = hash_of(program)
+    linked = len(program.weights) <= LARGEST_LINKED
+
+    entries = entry_modules(program, target, name, model_hash, linked, options.threads)
+    modules = [(entry.name, entry.text) for entry in entries]
+    for number, kernels in enumerate(chunks(kernels_of(program))):
+        modules.append((f"{name}_k{number}.o", emit_module(kernels, target, name)))
+    if linked:
+        modules.append((f"{name}_weights.o", weights_module(name, target.triple, model_hash, len(program.weights))))
+    objects = compile_modules(modules, target)
+
+    members = [Member(item.name, item.data, tuple(sorted(read_symbols(item.data).defined))) for item in objects]
+    code = sum(code_bytes(member.data) for member in (members[:-1] if linked else members))
+    if linked:
+        last = members[-1]
+        members[-1] = Member(last.name, place_weights(last.data, model_hash, program.weights), last.symbols)
+
+    frames = {symbol: size for item in objects for symbol, size in item.frames.items()}
+    stack = stack_bytes(program, frames, target, name)
+    sizes = Sizes(code, HEADER_BYTES + len(program.weights), arena_bytes(program), stack)
+    facts = Facts(name, program.inputs, program.outputs, model_hash, target.name, linked, sizes)
+    files = {
+        library_name(name): write_archive(members, target.object_format),
+        header_name(name): write_header(facts).encode("ascii"),
+    }
+    if not linked:
+        files[weights_name(name)] = weights_header(model_hash, len(program.weights)) + program.weights
+    return Bundle(manifest_of(program, target, options, source, facts, files), files)
+
+
+def hash_of(program: Program) -> int:
+    """64 bits that change whenever kernels, plan, interface or weights do. A kernel's name is unique by its content."""
+    digest = hashlib.sha256(program.weights)
+    for part in (program.inputs, program.outputs, program.buffers, program.arena_bytes):
+        digest.update(f"{part!r}\n".encode())
+    for step in program.steps:
+        digest.update(f"{step.kernel.name} {step.args!r} {step.tasks}\n".encode())
+    return int.from_bytes(digest.digest()[:8], "little")
+
+
+def kernels_of(program: Program) -> tuple[Kernel, ...]:
+    """Every distinct kernel, callees before callers, in order of first use."""
+    found: dict[str, Kernel] = {}
+    for step in program.steps:
+        for kernel in (*step.kernel.callees(), step.kernel):
+            found.setdefault(kernel.name, kernel)
+    return tuple(found.values())
+
+
+def chunks(kernels: Sequence[Kernel]) -> Iterable[list[Kernel]]:
+    """Runs of kernels, cut by their sizes alone: the cut never depends on the machine."""
+    chunk: list[Kernel] = []
+    size = 0
+    for kernel in kernels:
+        count = _instructions(kernel.body)
+        if chunk and size + count > MODULE_INSTRUCTIONS:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(kernel)
+        size += count
+    if chunk:
+        yield chunk
+
+
+def _instructions(block: Block) -> int:
+    return sum(1 + sum(map(_instructions, inst.blocks)) for inst in block.body)
+
+
+def manifest_of(
+    program: Program, target: Target, options: CompileOptions, source: Mapping[str, str], facts: Facts, files: Mapping[str, bytes]
+) -> Manifest:
+    steps = tuple(
+        StepInfo(s.name, s.op, s.origin, s.kernel.name, s.macs, s.tasks, parts_of(s, program, options.threads))
+        for s in program.steps
+    )
+    return Manifest(
+        name=facts.name,
+        model_hash=f"{facts.model_hash:016x}",
+        versions={"cortado": __version__, "llvmlite": version("llvmlite")},
+        source=source,
+        options=asdict(options),
+        target=TargetInfo(target.name, target.triple, target.cpu, target.features),
+        weights="linked" if facts.linked else "separate",
+        inputs=program.inputs,
+        outputs=program.outputs,
+        sizes=facts.sizes,
+        steps=steps,
+        files={name: file_info(data) for name, data in files.items()},
+    )

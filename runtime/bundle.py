@@ -1,0 +1,119 @@
+"""A bundle: the files that go to the device's project. Written so that an interrupted save never looks like a finished one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cortado.errors import FormatError
+from cortado.runtime.manifest import FILE_NAME, Manifest, read_manifest
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """files: contents by file name, all but the manifest."""
+
+    manifest: Manifest
+    files: Mapping[str, bytes]
+
+    @property
+    def library(self) -> bytes:
+        return self.files[library_name(self.manifest.name)]
+
+    @property
+    def weights(self) -> bytes | None:
+        """The weights file; None where the library holds the weights."""
+        return self.files.get(weights_name(self.manifest.name))
+
+
+def library_name(name: str) -> str:
+    return f"lib{name}.a"
+
+
+def header_name(name: str) -> str:
+    return f"{name}.h"
+
+
+def weights_name(name: str) -> str:
+    return f"{name}.weights"
+
+
+def write_bundle(bundle: Bundle, folder: str | os.PathLike[str]) -> None:
+    """Write or replace. The folder is made where it is missing; files in it that are no bundle's stay.
+
+    Everything is first written under temporary names; then the old manifest goes, the files take their names, and the manifest comes
+    last: at every moment the folder holds the old bundle, the new one, or files without a manifest, which `read_bundle` refuses.
+    """
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    old = _listed_files(root)
+    contents = {**bundle.files, FILE_NAME: bundle.manifest.to_text().encode()}
+    temporary = {name: root / f".{name}.{os.getpid()}.tmp" for name in contents}
+    try:
+        for name, data in contents.items():
+            _write(temporary[name], data)
+        (root / FILE_NAME).unlink(missing_ok=True)
+        for name in bundle.files:
+            os.replace(temporary[name], root / name)
+        os.replace(temporary[FILE_NAME], root / FILE_NAME)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+    for name in old - set(contents):
+        with contextlib.suppress(OSError):
+            (root / name).unlink()
+
+
+def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
+    """Raises FormatError where the folder holds no bundle, or one that is incomplete, damaged or of another schema."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise FormatError(f"{root}: no such folder; give the one that `save` or `cortado compile` wrote")
+    path = root / FILE_NAME
+    if not path.is_file():
+        raise FormatError(f"{root} holds no bundle: {FILE_NAME} is missing")
+    manifest = read_manifest(path.read_bytes(), str(path))
+    files = {}
+    for name, info in manifest.files.items():
+        try:
+            data = (root / _plain(name)).read_bytes()
+        except OSError as error:
+            raise FormatError(f"{root}: file {name} of the bundle cannot be read: {error.strerror}") from error
+        if len(data) != info.nbytes or hashlib.sha256(data).hexdigest() != info.sha256:
+            raise FormatError(
+                f"{root / name} is not the file that the manifest describes ({len(data)} bytes, {info.nbytes} expected)"
+            )
+        files[name] = data
+    if library_name(manifest.name) not in files:
+        raise FormatError(f"{path} lists no {library_name(manifest.name)}")
+    if manifest.weights == "separate" and weights_name(manifest.name) not in files:
+        raise FormatError(f"{path} lists no {weights_name(manifest.name)}")
+    return Bundle(manifest, files)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _plain(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", name):
+        raise FormatError(f"the manifest lists a file of the name {name!r}")
+    return name
+
+
+def _listed_files(root: Path) -> set[str]:
+    """The files of the bundle that is there now, as far as its manifest can be read."""
+    try:
+        listed = json.loads((root / FILE_NAME).read_bytes())["files"]
+        return {_plain(name) for name in listed}
+    except (OSError, ValueError, KeyError, TypeError, FormatError):
+        return set()

@@ -1,0 +1,150 @@
+"""manifest.json: what a bundle is, for people and programs. Its text is a function of its contents; it holds no time and no path."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from cortado.compiler.types import NUMPY_DTYPE, TensorInfo
+from cortado.errors import FormatError
+from cortado.runtime.names import blob_identifiers
+
+FILE_NAME = "manifest.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """name: of the graph node; origin: the source's nodes; kernel: name of the driver; macs: multiply-adds; parts: for NAME_run_threads."""
+
+    name: str
+    op: str
+    origin: tuple[str, ...]
+    kernel: str
+    macs: int
+    tasks: int
+    parts: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes. code: functions and their constants. weights: the blob with its header. arena: header, buffers, slack. stack: upper bound."""
+
+    code: int
+    weights: int
+    arena: int
+    stack: int
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    name: str
+    triple: str
+    cpu: str
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """name: the C identifier. model_hash: 16 hexadecimal digits, also in the header and the weights.
+
+    source: what was compiled: "name", and "sha256" of the graph as loaded. options: as `compile` took them. weights: "linked" or "separate".
+    """
+
+    name: str
+    model_hash: str
+    versions: Mapping[str, str]
+    source: Mapping[str, str]
+    options: Mapping[str, Any]
+    target: TargetInfo
+    weights: str
+    inputs: tuple[tuple[str, TensorInfo], ...]
+    outputs: tuple[tuple[str, TensorInfo], ...]
+    sizes: Sizes
+    steps: tuple[StepInfo, ...]
+    files: Mapping[str, FileInfo]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: what the file holds, but for its checksum."""
+        plain: dict[str, Any] = {"schema": SCHEMA}
+        for field in fields(self):
+            plain[field.name] = getattr(self, field.name)
+        for side in ("inputs", "outputs"):
+            plain[side] = _tensors(getattr(self, side))
+        plain["target"] = asdict(self.target)
+        plain["sizes"] = asdict(self.sizes)
+        plain["steps"] = [asdict(step) for step in self.steps]
+        plain["files"] = {name: asdict(info) for name, info in sorted(self.files.items())}
+        return plain
+
+    def to_text(self) -> str:
+        plain = self.to_dict()
+        return json.dumps({**plain, "checksum": _checksum(plain)}, indent=1, allow_nan=False) + "\n"
+
+
+def file_info(data: bytes) -> FileInfo:
+    return FileInfo(len(data), hashlib.sha256(data).hexdigest())
+
+
+def read_manifest(text: bytes, where: str) -> Manifest:
+    """Raises FormatError, which names `where`, unless it is an undamaged manifest of a schema that this version reads."""
+    try:
+        plain = json.loads(text)
+    except ValueError as error:
+        raise FormatError(f"{where} is not JSON: {error}") from error
+    if not isinstance(plain, dict) or "schema" not in plain:
+        raise FormatError(f"{where} is not the manifest of a cortado bundle")
+    if plain["schema"] != SCHEMA:
+        raise FormatError(
+            f"{where} has schema {plain['schema']}; this version of cortado reads schema {SCHEMA}: compile the model again"
+        )
+    checksum = plain.pop("checksum", None)
+    if checksum != _checksum(plain):
+        raise FormatError(f"{where} is damaged or was edited: its checksum does not fit")
+    try:
+        return _from_dict(plain)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(f"{where} is not a manifest: {type(error).__name__}: {error}") from error
+
+
+def _checksum(plain: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _tensors(tensors: Sequence[tuple[str, TensorInfo]]) -> list[dict[str, Any]]:
+    identifiers = blob_identifiers([name for name, _ in tensors])
+    return [
+        {"name": name, "identifier": identifier, **asdict(info)}
+        for (name, info), identifier in zip(tensors, identifiers, strict=True)
+    ]
+
+
+def _from_dict(plain: Mapping[str, Any]) -> Manifest:
+    return Manifest(
+        **{key: plain[key] for key in ("name", "model_hash", "versions", "source", "options", "weights")},
+        target=TargetInfo(**{**plain["target"], "features": tuple(plain["target"]["features"])}),
+        inputs=_tensors_from(plain["inputs"]),
+        outputs=_tensors_from(plain["outputs"]),
+        sizes=Sizes(**plain["sizes"]),
+        steps=tuple(StepInfo(**{**step, "origin": tuple(step["origin"])}) for step in plain["steps"]),
+        files={name: FileInfo(**info) for name, info in plain["files"].items()},
+    )
+
+
+def _tensors_from(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, TensorInfo], ...]:
+    found = []
+    for row in rows:
+        if row["dtype"] not in NUMPY_DTYPE:
+            raise ValueError(f"dtype {row['dtype']!r}")
+        info = {key: row[key] for key in ("dtype", "layout", "scale", "zero_point")}
+        found.append((row["name"], TensorInfo(tuple(row["shape"]), **info)))
+    return tuple(found)

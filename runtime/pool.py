@@ -1,0 +1,160 @@
+"""parallel_for for runs inside this process: its inner loops are native code, its threads are Python's.
+
+During one run the helping threads sit in `work`, which releases the interpreter lock, and take parts of whatever job is open. Nothing
+waits for a helper that has not come yet: parts are claimed one by one, and the caller claims them too. `state` counts the helpers inside a job,
+with a bit for "open"; the caller closes the job when no part is left and waits for the count to reach zero, so no helper ever sees
+a job change under it. After some spinning both sides yield the processor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+
+from cortado.backends.codegen import compile_modules
+from cortado.compiler.target import Target
+from cortado.runtime.memory import LoadedCode
+
+# The job, in bytes; what helpers write has cache lines of its own.
+_TASK, _ARG, _YIELD, _PARTS, _STOP, _NEXT, _STATE, _JOB_BYTES = 0, 8, 16, 24, 28, 64, 128, 192
+_OPEN = 1 << 30
+_SPINS = 2000
+_PAUSE = {"x86_64": "call void @llvm.x86.sse2.pause()", "aarch64": "call void @llvm.aarch64.hint(i32 1)"}
+
+_TEXT = """target triple = "{triple}"
+
+define internal void @claim(ptr %job) nounwind {{
+entry:
+  %task_at = getelementptr i8, ptr %job, i32 {task}
+  %task = load ptr, ptr %task_at, align 8
+  %arg_at = getelementptr i8, ptr %job, i32 {arg}
+  %arg = load ptr, ptr %arg_at, align 8
+  %parts_at = getelementptr i8, ptr %job, i32 {parts}
+  %parts = load atomic i32, ptr %parts_at monotonic, align 4
+  %next_at = getelementptr i8, ptr %job, i32 {next}
+  br label %again
+again:
+  %part = atomicrmw add ptr %next_at, i32 1 monotonic
+  %some = icmp slt i32 %part, %parts
+  br i1 %some, label %do, label %none
+do:
+  call void %task(ptr %arg, i32 %part)
+  br label %again
+none:
+  ret void
+}}
+
+define internal i32 @rest(ptr %job, i32 %spins) nounwind {{
+entry:
+  {pause}
+  %more = add i32 %spins, 1
+  %long = icmp sgt i32 %more, {max_spins}
+  br i1 %long, label %give_way, label %done
+give_way:
+  %yield_at = getelementptr i8, ptr %job, i32 {yield_}
+  %yield = load ptr, ptr %yield_at, align 8
+  %ignored = call i32 %yield()
+  ret i32 0
+done:
+  ret i32 %more
+}}
+
+define void @pool_for(ptr %job, ptr %task, ptr %arg, i32 %parts) nounwind {{
+entry:
+  %task_at = getelementptr i8, ptr %job, i32 {task}
+  store ptr %task, ptr %task_at, align 8
+  %arg_at = getelementptr i8, ptr %job, i32 {arg}
+  store ptr %arg, ptr %arg_at, align 8
+  %parts_at = getelementptr i8, ptr %job, i32 {parts}
+  store atomic i32 %parts, ptr %parts_at monotonic, align 4
+  %next_at = getelementptr i8, ptr %job, i32 {next}
+  store atomic i32 0, ptr %next_at monotonic, align 4
+  %state_at = getelementptr i8, ptr %job, i32 {state}
+  store atomic i32 {open}, ptr %state_at release, align 4
+  call void @claim(ptr %job)
+  %closed = atomicrmw sub ptr %state_at, i32 {open} acq_rel
+  br label %wait
+wait:
+  %spins = phi i32 [ 0, %entry ], [ %spun, %busy ]
+  %inside = load atomic i32, ptr %state_at acquire, align 4
+  %empty = icmp eq i32 %inside, 0
+  br i1 %empty, label %done, label %busy
+busy:
+  %spun = call i32 @rest(ptr %job, i32 %spins)
+  br label %wait
+done:
+  ret void
+}}
+
+define void @pool_work(ptr %job) nounwind {{
+entry:
+  %stop_at = getelementptr i8, ptr %job, i32 {stop}
+  %parts_at = getelementptr i8, ptr %job, i32 {parts}
+  %next_at = getelementptr i8, ptr %job, i32 {next}
+  %state_at = getelementptr i8, ptr %job, i32 {state}
+  br label %look
+look:
+  %spins = phi i32 [ 0, %entry ], [ %spun, %idle ], [ 0, %enter ], [ 0, %help ]
+  %stop = load atomic i32, ptr %stop_at acquire, align 4
+  %stopped = icmp ne i32 %stop, 0
+  br i1 %stopped, label %done, label %going
+going:
+  %state = load atomic i32, ptr %state_at monotonic, align 4
+  %is_open = icmp sge i32 %state, {open}
+  %next = load atomic i32, ptr %next_at monotonic, align 4
+  %parts = load atomic i32, ptr %parts_at monotonic, align 4
+  %some = icmp slt i32 %next, %parts
+  %useful = and i1 %is_open, %some
+  br i1 %useful, label %enter, label %idle
+idle:
+  %spun = call i32 @rest(ptr %job, i32 %spins)
+  br label %look
+enter:
+  %one_more = add i32 %state, 1
+  %pair = cmpxchg ptr %state_at, i32 %state, i32 %one_more acquire monotonic
+  %entered = extractvalue {{ i32, i1 }} %pair, 1
+  br i1 %entered, label %help, label %look
+help:
+  call void @claim(ptr %job)
+  %left = atomicrmw sub ptr %state_at, i32 1 release
+  br label %look
+done:
+  ret void
+}}
+"""
+
+
+class ThreadPool:
+    """Helping threads, kept between runs. Safe for use by several threads; each run gets helpers of its own."""
+
+    def __init__(self, target: Target) -> None:
+        self._code = _pool_code(target)
+        self._work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._code.address("pool_work"))
+        self.parallel_for = self._code.address("pool_for")
+        self._threads = ThreadPoolExecutor(max_workers=1024, thread_name_prefix="cortado")
+
+    @contextmanager
+    def helpers(self, count: int) -> Iterator[int]:
+        """Have `count` threads help; gives the address of the job, which is parallel_for's ctx."""
+        memory = ctypes.create_string_buffer(_JOB_BYTES + 63)
+        job = -(-ctypes.addressof(memory) // 64) * 64
+        ctypes.c_void_p.from_address(job + _YIELD).value = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
+        working = [self._threads.submit(self._work, job) for _ in range(count)]
+        try:
+            yield job
+        finally:
+            ctypes.c_int32.from_address(job + _STOP).value = 1
+            wait(working)
+
+
+@functools.cache
+def _pool_code(target: Target) -> LoadedCode:
+    machine = target.triple.partition("-")[0]
+    text = _TEXT.format(
+        triple=target.triple, pause=_PAUSE[machine], task=_TASK, arg=_ARG, yield_=_YIELD, parts=_PARTS, stop=_STOP, next=_NEXT,
+        state=_STATE, open=_OPEN, max_spins=_SPINS,
+    )  # fmt: skip
+    return LoadedCode([item.data for item in compile_modules([("pool", text)], target)])
