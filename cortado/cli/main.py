@@ -5,7 +5,6 @@ Exit status: 0 fine; 1 a check failed (fit, budget, strict); 2 bad input or usag
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import traceback
@@ -47,8 +46,6 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):  # blob names and labels may hold what the terminal's encoding has not
             stream.reconfigure(errors="backslashreplace")
     status = invoke(sys.argv[1:])
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
     sys.exit(status)
 
 
@@ -70,8 +67,7 @@ def invoke(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         tell(as_json, "Interrupted", "interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output left: `cortado inspect ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:  # click's answer to a closed pipe: the reader of our output left, as in `cortado targets | head`
         return 0
     except OSError as error:
         tell(as_json, "OSError", f"{error.filename}: {error.strerror}" if error.filename else str(error))
