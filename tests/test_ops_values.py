@@ -179,6 +179,10 @@ def test_empty_and_rank_0_tensors_work_everywhere_elementwise() -> None:
                     assert got.shape == shape and isinstance(got, np.ndarray)
 
 
+def test_remainder_has_the_sign_of_the_dividend() -> None:
+    assert run("remainder", [ints([7, -7, 7, -7]), ints([3, 3, -3, -3])]).tolist() == [1, -1, 1, -1]
+
+
 # --- pointwise ---
 
 
@@ -259,3 +263,25 @@ def test_resizing() -> None:
     assert got[0, :, :, 0].tolist() == [[0, 0, 1, 2], [0, 0, 1, 2], [3, 3, 4, 5], [3, 3, 4, 5]]
     got = run("resize_bilinear", [x], scale_h=1.5, scale_w=2.0, out_h=3, out_w=5)
     assert got[0, :, :, 0].tolist() == [[0, 0.5, 1, 1.5, 2], [1.5, 2, 2.5, 3, 3.5], [3, 3.5, 4, 4.5, 5]]
+
+
+def test_arg_max_takes_the_first_of_equals() -> None:
+    x = floats([[1, 3, 3], [2, 2, 1]])
+    assert run("arg_max", [x], axis=1, keepdims=False).tolist() == [1, 0]
+    assert run("arg_min", [x], axis=1, keepdims=True).tolist() == [[0], [2]]
+    assert run("arg_max", [x], axis=0, keepdims=False).dtype == np.int64
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.uint8])
+def test_top_k_is_stable_and_largest_first(dtype: Any) -> None:
+    x = np.random.default_rng(10).integers(0, 5, (3, 9, 2)).astype(dtype)
+    if dtype == np.int64:
+        x[0, 0, 0] = np.iinfo(np.int64).min
+    made = node("top_k", [TensorType(x.shape, x.dtype.name)], {"k": 4, "axis": 1})
+    values, indices = evaluate(made, [x])
+    for i, j in np.ndindex(3, 2):
+        expected = sorted(range(9), key=lambda at: (-int(x[i, at, j]), at))[:4]
+        assert indices[i, :, j].tolist() == expected
+        assert values[i, :, j].tolist() == x[i, expected, j].tolist()
+    with pytest.raises(ShapeError, match="k=10 must be between 1 and the axis's size, 9"):
+        node("top_k", [TensorType(x.shape, x.dtype.name)], {"k": 10, "axis": 1})

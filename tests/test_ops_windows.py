@@ -110,6 +110,28 @@ def test_conv_of_no_image_and_its_macs() -> None:
     assert macs([TensorType((2, 8, 8, 4)), TensorType((6, 3, 3, 2))], {**CONV, "group": 2}) == 2 * 6 * 6 * 6 * 9 * 2
 
 
+@pytest.mark.parametrize(("rank", "seed"), list(itertools.product((1, 2, 3), range(8))))
+def test_conv_transpose_is_the_adjoint_of_conv(rank: int, seed: int) -> None:
+    """sum(conv(y, v) * x) = sum(y * conv_transpose(x, w)), where v is w with inputs and outputs exchanged; whole numbers, so exactly."""
+    rng = np.random.default_rng((rank, seed))
+    group, inputs, outputs = int(rng.choice([1, 1, 2])), int(rng.integers(1, 4)), int(rng.integers(1, 4))
+    kernel = tuple(int(k) for k in rng.integers(1, 4, rank))
+    strides = tuple(int(s) for s in rng.integers(1, 4, rank))
+    more = tuple(int(rng.integers(0, s)) for s in strides)
+    begin, end = (tuple(int(p) for p in rng.integers(-1, 2, rank)) for _ in range(2))
+    x = rng.integers(-4, 5, (2, *rng.integers(3, 6, rank), group * inputs)).astype(np.float32)
+    v = rng.integers(-4, 5, (group, inputs, *kernel, outputs)).astype(np.float32)
+    attrs: dict[str, Any] = {"strides": strides, "pads_begin": begin, "pads_end": end, "group": group, "epilogue": ()}
+    w = np.moveaxis(np.moveaxis(v, -1, 1), 2, -1)
+    got = run("conv_transpose", [x, w.reshape(group * outputs, *kernel, inputs)], **attrs, output_padding=more)
+    y = rng.integers(-4, 5, got.shape).astype(np.float32)
+    # The convolution reads exactly the cells that the transposed one wrote: without the additional ones at the end.
+    back = tuple(e - m for e, m in zip(end, more, strict=True))
+    forward = run("conv", [y, v.reshape(group * inputs, *kernel, outputs)], **{**attrs, "pads_end": back}, dilations=(1,) * rank)
+    assert forward.shape == x.shape
+    assert np.sum(forward * x) == np.sum(y * got)
+
+
 def test_fc_and_matmul_agree_with_einsum() -> None:
     rng = np.random.default_rng(1)
     x, w, b = f32(rng, 2, 3, 5), f32(rng, 4, 5), f32(rng, 4)

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from cortado.compiler.graph import Node, Value
-from cortado.compiler.ops import conv, elementwise, normalize, pointwise, pool, reduce, resize, shape
+from cortado.compiler.ops import conv, conv_transpose, elementwise, normalize, pointwise, pool, reduce, resize, select, shape
 from cortado.compiler.ops.checks import bounded
 from cortado.compiler.ops.record import Op, input_types
 from cortado.compiler.types import TensorType
@@ -26,7 +26,18 @@ def merged(families: Iterable[Iterable[Op]]) -> Mapping[str, Op]:
 
 
 OPS: Mapping[str, Op] = merged(
-    (conv.OPS, pool.OPS, normalize.OPS, elementwise.OPS, pointwise.OPS, shape.OPS, reduce.OPS, resize.OPS)
+    (
+        conv.OPS,
+        conv_transpose.OPS,
+        pool.OPS,
+        normalize.OPS,
+        elementwise.OPS,
+        pointwise.OPS,
+        shape.OPS,
+        reduce.OPS,
+        select.OPS,
+        resize.OPS,
+    )
 )
 
 

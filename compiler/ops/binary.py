@@ -24,6 +24,11 @@ def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return quotient + ((remainder != 0) & ((a < 0) != (b < 0)) & (b != 0))
 
 
+def _remainder(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """With the sign of a, as C's %; by zero it gives a."""
+    return a - _divide(a, b) * b
+
+
 def _power(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.power(a.astype(np.float64), b.astype(np.float64)).astype(a.dtype)
 
@@ -62,6 +67,7 @@ OPS: tuple[Op, ...] = (
     _binary("sub", lambda a, b: a - b),
     _binary("mul", lambda a, b: a * b),
     _binary("div", _divide),
+    _binary("remainder", _remainder, INTS, exact=True),
     # As the kernel language's max and min: the second where either is NaN.
     _binary("maximum", lambda a, b: np.where(a > b, a, b), exact=True),
     _binary("minimum", lambda a, b: np.where(a < b, a, b), exact=True),
