@@ -9,7 +9,7 @@ The largest errors in the docstrings (fma / no fma) are those over all 2^32 argu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf, log2, nan
+from math import inf, nan
 
 import numpy as np
 

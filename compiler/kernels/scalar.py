@@ -226,30 +226,6 @@ def _absolute(k: KernelBuilder, x: Val) -> Val:
     return k.virtual("abs", x) if x.type.is_float else k.max(x, 0 - x)
 
 
-def _floor(k: KernelBuilder, x: Val) -> Val:
-    return _rounded(k, x, lambda nearest: nearest - k.select(nearest > x, k.const(1, x.type), k.zero(x.type)))
-
-
-def _ceil(k: KernelBuilder, x: Val) -> Val:
-    return _rounded(k, x, lambda nearest: nearest + k.select(nearest < x, k.const(1, x.type), k.zero(x.type)))
-
-
-def _rounded(k: KernelBuilder, x: Val, adjust: Callable[[Val], Val]) -> Val:
-    """x rounded to the nearest whole number by adding and taking away 2^23 (2^52), then adjusted.
-
-    What is larger, infinite or NaN is whole already.
-    """
-    if not x.type.is_float:
-        return x
-    big = k.const(float(1 << (52 if x.type.scalar == "f64" else 23)), x.type)
-    sign = _to_bits(k, x) & _sign_bit(x.type)
-    magnitude = k.virtual("abs", x)
-    nearest = _from_bits(k, _to_bits(k, magnitude + big - big) | sign, x.type)
-    # the sign again: -0.5 goes up to -0.0
-    whole = _from_bits(k, _to_bits(k, adjust(nearest)) | sign, x.type)
-    return k.select(magnitude < big, whole, x)
-
-
 def _to_bits(k: KernelBuilder, x: Val) -> Val:
     return k.convert(x, Type({"f32": "i32", "f64": "i64"}[x.type.scalar], x.type.lanes), "bitcast")
 
@@ -276,6 +252,9 @@ _FUNCTIONS: Mapping[str, Callable[..., Val]] = MappingProxyType({
     "cube": lambda k, x: x * x * x,
     "sign": _sign,
     "sqrt": lambda k, x: k.virtual("sqrt", x),
+    "floor": lambda k, x: k.virtual("floor", x),
+    "ceil": lambda k, x: k.virtual("ceil", x),
+    "round_even": lambda k, x: k.virtual("round_even", x),
     "rsqrt": lambda k, x: 1.0 / k.virtual("sqrt", x),
     "exp": math.exp,
     "log": math.log,
@@ -286,10 +265,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Val]] = MappingProxyType({
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "softplus": _softplus,
-    "round_even": lambda k, x: _rounded(k, x, lambda nearest: nearest),
     "bitwise_not": _bitwise_not,
-    "floor": _floor,
-    "ceil": _ceil,
     "softsign": lambda k, x: x / (k.virtual("abs", x) + 1.0),
     "prelu": _prelu,
     "where": _where,
