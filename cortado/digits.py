@@ -39,3 +39,9 @@ def network_input(image: np.ndarray) -> np.ndarray:
 def as_picture(image: np.ndarray) -> np.ndarray:
     """uint8[8,8] of 0..16 -> uint8[8,8] of 0..255, the gray levels of a picture file."""
     return np.round(image * (255 / 16)).astype(np.uint8)
+
+
+def one_of_each() -> list[int]:
+    """Positions among the held-out digits of the first 0, the first 1 ... the first 9."""
+    _, classes = held_out()
+    return [int((classes == digit).argmax()) for digit in range(10)]
