@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cortado.backends.arm_attributes import independent_of_float_abi
 from cortado.backends.symbols import read_symbols
 from cortado.backends.workers import Reply, shared_pool
 from cortado.compiler.target import Target
@@ -47,8 +48,9 @@ def compile_modules(modules: Sequence[tuple[str, str]], target: Target, jobs: in
     CortadoError where LLVM fails.
     """
     replies = _generate(modules, target, False, jobs)
+    finish = independent_of_float_abi if target.family == "arm" else bytes
     objects = [
-        ObjectFile(name, reply.output, {symbol: int(size) for size, symbol in _FRAME.findall(reply.messages)})
+        ObjectFile(name, finish(reply.output), {symbol: int(size) for size, symbol in _FRAME.findall(reply.messages)})
         for (name, _), reply in zip(modules, replies, strict=True)
     ]
     check_symbols(objects, target)
