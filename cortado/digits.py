@@ -8,11 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from cortado.preprocess import Preprocess
-
-# The network was trained on pixel / 16 of 8x8 images; a picture file of them has 255 where they have 16.
-PREPROCESS = Preprocess(resize=(8, 8), channels="GRAY", range=1.0)
-
 
 def model_folder() -> Path:
     """The folder with init_net.pb, predict_net.pb, labels.txt, model.json and heldout.npz."""

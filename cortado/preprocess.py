@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +61,6 @@ class Preprocess:
     @property
     def channel_count(self) -> int:
         return CHANNELS[self.channels]
-
-    def fitted(self, height: int, width: int) -> Preprocess:
-        """This record, resizing to exactly height x width where it says neither resize nor crop."""
-        if self.resize is not None or self.crop is not None:
-            return self
-        return replace(self, resize=(height, width))
 
     def __call__(self, picture: str | PathLike[str] | Image.Image | np.ndarray) -> np.ndarray:
         """A file, a Pillow image or a uint8 array [H,W] or [H,W,3] (RGB) -> float32 [1,C,H,W] or [1,H,W,C].
@@ -136,6 +130,26 @@ class Preprocess:
                 text = str(given[name])
                 given[name] = text.lower() if name == "filter" else text.upper()
         return cls(**given)
+
+    @classmethod
+    def for_input(cls, name: str, shape: tuple[int, ...], layout: str, record: Mapping[str, Any]) -> Preprocess:
+        """As `from_dict`, with what the record leaves open taken from the input it is for: layout, number of channels, size.
+
+        layout: the input's, or "" where its file does not say. Raises InputError where no picture has the input's shape.
+        """
+        layout = str(record.get("layout") or layout or guessed_layout(shape)).upper()
+        if layout not in LAYOUTS or len(shape) != 4:
+            raise InputError(f"input {name} has shape {list(shape)}, not that of a picture: give an .npy file")
+        height, width, channels = (shape[layout.index(axis)] for axis in "HWC")
+        given = {"channels": "GRAY" if channels == 1 else "RGB", **record, "layout": layout}
+        if given.get("resize") is None and given.get("crop") is None:
+            given["resize"] = (height, width)
+        return cls.from_dict(given)
+
+
+def guessed_layout(shape: tuple[int, ...]) -> str:
+    """Of a picture's shape, where its file does not say."""
+    return "NHWC" if len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3) else "NCHW"
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -62,10 +62,16 @@ def test_resize_is_pillows() -> None:
     np.testing.assert_array_equal(got[0], want)
 
 
-def test_fitted_only_fills_what_is_not_said() -> None:
-    assert Preprocess().fitted(6, 8).resize == (6, 8)
-    assert Preprocess(crop=(3, 3)).fitted(6, 8).resize is None
-    assert Preprocess(resize=9).fitted(6, 8).resize == 9
+def test_an_input_fills_only_what_is_not_said() -> None:
+    assert Preprocess.for_input("x", (1, 3, 6, 8), "NCHW", {}) == Preprocess(resize=(6, 8))
+    assert Preprocess.for_input("x", (1, 6, 8, 1), "", {"mean": 3}) == Preprocess(
+        (6, 8), None, "GRAY", mean=(3.0,), layout="NHWC"
+    )
+    assert Preprocess.for_input("x", (1, 3, 6, 8), "", {"crop": 3}).resize is None
+    assert Preprocess.for_input("x", (1, 3, 6, 8), "", {"resize": 9, "channels": "BGR"}) == Preprocess(9, channels="BGR")
+    for shape in ((1, 10), (1, 3, 4, 4, 4)):
+        with pytest.raises(InputError, match="not that of a picture"):
+            Preprocess.for_input("x", shape, "", {})
 
 
 def test_files_gray_and_transparent_pictures_and_camera_orientation(tmp_path: Path) -> None:

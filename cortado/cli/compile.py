@@ -16,7 +16,6 @@ from cortado.cli.options import (
     preprocess_options,
     source_options,
 )
-from cortado.preprocess import Preprocess
 
 
 @click.command("compile")
@@ -42,10 +41,9 @@ def compile_command(
     Example: SqueezeNet for an Android phone
       cortado compile squeezenet/ --input data=1,3,227,227 --target cortex-a76@android -o build/phone
     """
-    record = Preprocess.from_dict(preprocess) if preprocess else None
     target = arguments.given.get("target", "host")
     with progress(f"compiling {source.path} for {target}"):
-        model = arguments.compile(source, record)
+        model = arguments.compile(source, preprocess)
         folder = output or Path("build") / source.path.resolve().stem / target
         model.save(folder)
     files = sorted(path for path in folder.iterdir() if path.is_file())

@@ -70,18 +70,26 @@ class CompileArguments:
 
     given: dict[str, Any]
 
-    def compile(self, source: ModelSource, preprocess: Preprocess | None = None) -> Model:
+    def compile(self, source: ModelSource, preprocess: dict[str, Any]) -> Model:
+        """preprocess: fields for the model's first input, where any are given."""
         import cortado
 
-        return cortado.compile(source.load(), preprocess=preprocess, **self.given)
+        graph = source.load()
+        record = None
+        if preprocess:
+            if not graph.inputs:
+                raise OptionError(f"{source.path} has no input that pictures could be prepared for")
+            first = graph.inputs[0]
+            record = Preprocess.for_input(first.name, first.types[0].shape, graph.layouts.get(first.name, ""), preprocess)
+        return cortado.compile(graph, preprocess=record, **self.given)
 
     def open_or_compile(self, source: ModelSource) -> Model:
         """The saved bundle, or the model file compiled now with these options."""
         import cortado
 
         if not source.is_bundle:
-            return self.compile(source)
-        if self.given or source.inputs or source.outputs or source.init or source.weights:
+            return self.compile(source, {})
+        if set(self.given) - {"threads"} or source.inputs or source.outputs or source.init or source.weights:
             raise OptionError(
                 f"{source.path} is compiled already: it takes no --init, --input, --target or other compile options"
             )
@@ -139,14 +147,21 @@ def compile_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--name", metavar="NAME", help="Name of the library and prefix of its symbols; else the net's name."),
         click.option("--dtype", metavar="DTYPE", help="float32, float16, bfloat16 or int8; else the model's own types."),
         click.option("--optimize-for", type=click.Choice(["speed", "size", "memory"]), help="What counts most; else speed."),
-        click.option("--threads", type=click.IntRange(1), help="Threads the plan is tuned for; any number can run it."),
+        click.option(
+            "--threads", type=click.IntRange(1), help="Threads to plan for, and to run with; a bundle runs with any number."
+        ),
+        click.option(
+            "--separate-weights", is_flag=True, default=None, help="Weights in a file of their own, not in the library."
+        ),
         click.option("--strict", is_flag=True, default=None, help="Refuse what would be slow or inexact instead of warning."),
     ]
 
     def make(**values: Any) -> CompileArguments:
         return CompileArguments({key: value for key, value in values.items() if value is not None})
 
-    return gathered("arguments", options, make, ("target", "name", "dtype", "optimize_for", "threads", "strict"))(command)
+    return gathered(
+        "arguments", options, make, ("target", "name", "dtype", "optimize_for", "threads", "separate_weights", "strict")
+    )(command)
 
 
 def preprocess_options(command: Callable[..., Any]) -> Callable[..., Any]:

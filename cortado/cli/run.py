@@ -72,9 +72,9 @@ def run_command(
     names = read_labels(labels) if labels else ()
     with progress(f"preparing {source.path}"):
         model = arguments.open_or_compile(source)
-    runs = [
-        Run(files, model.run(feed, threads=arguments.given.get("threads", 1))) for files, feed in feeds(model, data, preprocess)
-    ]
+    threads = arguments.given.get("threads", 1)
+    batches = feeds(model, data, merged(model.preprocess, preprocess))
+    runs = [Run(files, model.run(feed, threads=threads)) for files, feed in batches]
     if names:
         check_labels(names, runs[0].outputs)
     if output:
@@ -83,6 +83,14 @@ def run_command(
         print_json({"schema": 1, "model": str(source.path), "runs": [as_document(run, count, names) for run in runs]})
     else:
         click.echo("\n".join(as_text(run, count, names) for run in runs))
+
+
+def merged(stored: Preprocess | None, given: dict[str, Any]) -> dict[str, Any]:
+    """What the model was compiled with, changed by what the command line says."""
+    known = stored.to_dict() if stored is not None else {}
+    if "scale" in given:
+        known.pop("std", None)
+    return {**known, **given}
 
 
 def feeds(model: Model, data: tuple[str, ...], preprocess: dict[str, Any]) -> list[tuple[tuple[str, ...], Feed]]:
@@ -147,13 +155,7 @@ def unreadable(path: str, error: Exception) -> InputError:
 
 def picture_input(path: str, name: str, info: TensorInfo, preprocess: dict[str, Any]) -> np.ndarray:
     """The picture as the input's shape and dtype ask; what --resize and the other options say comes first."""
-    layout = str(preprocess.get("layout") or info.layout or guessed_layout(info.shape)).upper()
-    if layout not in ("NCHW", "NHWC") or len(info.shape) != 4:
-        raise InputError(f"input {name} has shape {list(info.shape)}, not that of a picture: give an .npy file")
-    height, width, channels = (info.shape[layout.index(axis)] for axis in "HWC")
-    given = {"channels": "GRAY" if channels == 1 else "RGB", **preprocess, "layout": layout}
-    record = Preprocess.from_dict(given)
-    array = record.fitted(height, width)(path)
+    array = Preprocess.for_input(name, info.shape, info.layout, preprocess)(path)
     if array.shape[1:] != info.shape[1:]:
         made, wanted = list(array.shape[1:]), list(info.shape[1:])
         raise InputError(
@@ -164,10 +166,6 @@ def picture_input(path: str, name: str, info: TensorInfo, preprocess: dict[str, 
     if not np.array_equal(cast, array):
         raise InputError(f"input {name} takes {info.dtype}: leave out --range, --mean, --std and --scale, which make fractions")
     return cast
-
-
-def guessed_layout(shape: tuple[int, ...]) -> str:
-    return "NHWC" if len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3) else "NCHW"
 
 
 def check_labels(labels: tuple[str, ...], outputs: Feed) -> None:
