@@ -78,7 +78,7 @@ class BatchNorm(Layer):
             mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3))
             self.mean = self.momentum * self.mean + (1 - self.momentum) * mean
             self.variance = self.momentum * self.variance + (1 - self.momentum) * variance
-        self.inverse = (1 / np.sqrt(variance + self.epsilon)).astype(np.float32)
+        self.inverse = 1 / np.sqrt(variance + self.epsilon)
         self.normal = (x - mean[:, None, None]) * self.inverse[:, None, None]
         return self.parameters["scale"][:, None, None] * self.normal + self.parameters["bias"][:, None, None]
 
