@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cortado.compiler.ops.checks import arity, broadcast_shapes, one_of, same_dtype, show
+from cortado.compiler.ops.checks import arity, bounded, broadcast_shapes, one_of, same_dtype, show
 from cortado.compiler.ops.epilogue import apply_epilogue, check_epilogue
 from cortado.compiler.ops.record import Attrs, Op, require
 from cortado.compiler.ops.window import conv_output_shape, crop_and_pad
@@ -43,6 +43,8 @@ def _infer_conv(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         f"the input has {channels}" + (f" (group={group})" if group > 1 else ""),
     )
     out = TensorType(conv_output_shape(x.shape, w.shape, attrs), x.dtype)
+    padded = [n + b + e for n, b, e in zip(x.shape[1:-1], attrs["pads_begin"], attrs["pads_end"], strict=True)]
+    bounded(TensorType((x.shape[0], *padded, channels), x.dtype), "the padded input")
     check_epilogue(attrs["epilogue"], out, types[2:])
     return (out,)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cortado.compiler.ops.checks import one_of, per_axis, same_dtype, show
+from cortado.compiler.ops.checks import bounded, one_of, per_axis, same_dtype, show
 from cortado.compiler.ops.conv import EPILOGUE_ATTR, PRODUCTS
 from cortado.compiler.ops.epilogue import apply_epilogue, check_epilogue
 from cortado.compiler.ops.record import Attrs, Op, require
@@ -42,6 +42,11 @@ def _geometry(x: tuple[int, ...], w: tuple[int, ...], attrs: Attrs) -> list[tupl
     return list(zip(x[1:-1], w[1:-1], *columns, strict=True))
 
 
+def _whole(x: tuple[int, ...], w: tuple[int, ...], attrs: Attrs) -> list[int]:
+    """Spatial output sizes before the pads are cut off."""
+    return [(n - 1) * s + k + more for n, k, s, _, _, more in _geometry(x, w, attrs)]
+
+
 def _infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     require(len(types) >= 2, f"takes an input and a filter, got {len(types)} inputs")
     x, w = types[:2]
@@ -59,6 +64,7 @@ def _infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         f"the input has {channels}" + (f" (group={group})" if group > 1 else ""),
     )
     out = TensorType(conv_transpose_shape(x.shape, w.shape, attrs), x.dtype)
+    bounded(TensorType((x.shape[0], *_whole(x.shape, w.shape, attrs), outputs), x.dtype), "the output before it is cut")
     check_epilogue(attrs["epilogue"], out, types[2:])
     return (out,)
 
@@ -66,8 +72,7 @@ def _infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 def _reference(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     x, w = arrays[:2]
     strides, group = attrs["strides"], attrs["group"]
-    whole = [(n - 1) * s + k + more for n, k, s, _, _, more in _geometry(x.shape, w.shape, attrs)]
-    total = np.zeros((x.shape[0], *whole, w.shape[0]), x.dtype)
+    total = np.zeros((x.shape[0], *_whole(x.shape, w.shape, attrs), w.shape[0]), x.dtype)
     parts = x.reshape(*x.shape[:-1], group, x.shape[-1] // group)
     for position in np.ndindex(*w.shape[1:-1]):
         at = (slice(None), *position)
