@@ -79,7 +79,7 @@ def make(name: str, cpu: str, added: Iterable[str], system: str) -> Target:
         vector_bits=core.vector_bits,
         vector_registers=core.vector_registers,
         fpu=bool(fpu),
-        rows=float_rows(rows, 0 if microcontroller else core.vector_bits),
+        rows=float_rows(rows, core.vector_bits),
         memories=() if microcontroller else (Memory("l1", 32 << 10), Memory("l2", 256 << 10)),
         clock_hz=core.clock_hz,
     )

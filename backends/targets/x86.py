@@ -39,7 +39,7 @@ def make(name: str, cpu: str, additions: Iterable[str], system: str, memories: t
         features |= {addition, *ADDITIONS[addition]}
     wide = {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= features
     bits = 512 if wide else 256 if "avx" in features else 128
-    rows = {"abs": "", "sqrt": ""}
+    rows = {"sqrt": ""}
     if "fma" in features:
         rows["fma"] = "+fma"
     if "sse4.1" in features:
