@@ -14,6 +14,7 @@ GOALS = ("speed", "size", "memory")
 class CompileOptions:
     """dtype: None keeps the file's types. optimize_for: "speed", "size" or "memory". threads: the number the plan is tuned for.
 
+    separate_weights: ship them as a file of their own, which the program loads, instead of inside the library.
     step_limit: stop the graph rewrites after this many (None: no limit); with a numeric check this bisects a wrong answer to one rewrite.
     """
 
@@ -23,6 +24,7 @@ class CompileOptions:
     optimize_for: str = "speed"
     threads: int = 1
     strict: bool = False
+    separate_weights: bool = False
     step_limit: int | None = None
 
     def __post_init__(self) -> None:

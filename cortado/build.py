@@ -6,6 +6,9 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from typing import Any
+
+import numpy as np
 
 from cortado import __version__
 from cortado.backends.codegen import compile_modules
@@ -13,10 +16,12 @@ from cortado.backends.entry import arena_bytes, entry_modules, parts_of
 from cortado.backends.llvm import emit_module
 from cortado.backends.symbols import read_symbols
 from cortado.backends.weights import HEADER_BYTES, place_weights, weights_header, weights_module
+from cortado.compiler.graph import Graph
 from cortado.compiler.lang import Block, Kernel
 from cortado.compiler.options import CompileOptions
 from cortado.compiler.program import Program
 from cortado.compiler.target import Target
+from cortado.compiler.text import format_graph
 from cortado.runtime.archive import Member, write_archive
 from cortado.runtime.bundle import Bundle, header_name, library_name, weights_name
 from cortado.runtime.header import Facts, write_header
@@ -29,14 +34,20 @@ MODULE_INSTRUCTIONS = 3000  # kernels share an object up to this size: small eno
 LARGEST_LINKED = 1 << 30  # bytes of weights: beyond, 32-bit distances inside a linked program run out
 
 
-def build(program: Program, target: Target, options: CompileOptions, source: Mapping[str, str]) -> Bundle:
+def build(
+    program: Program,
+    target: Target,
+    options: CompileOptions,
+    source: Mapping[str, str],
+    preprocess: Mapping[str, Any] | None = None,
+) -> Bundle:
     """Machine code, entry points, weights, library, header and manifest of a program.
 
-    source: what the manifest says of the origin. The bytes depend on the arguments and the versions of cortado and LLVM alone.
+    source, preprocess: what the manifest says of the origin and of the input's making. The bytes depend on the arguments and the versions of cortado and LLVM alone.
     """
     name = model_identifier(options.name or program.name)
     model_hash = hash_of(program)
-    linked = len(program.weights) <= LARGEST_LINKED
+    linked = not options.separate_weights and len(program.weights) <= LARGEST_LINKED
 
     entries = entry_modules(program, target, name, model_hash, linked, options.threads)
     modules = [(entry.name, entry.text) for entry in entries]
@@ -62,7 +73,16 @@ def build(program: Program, target: Target, options: CompileOptions, source: Map
     }
     if not linked:
         files[weights_name(name)] = weights_header(model_hash, len(program.weights)) + program.weights
-    return Bundle(manifest_of(program, target, options, source, facts, files), files)
+    return Bundle(manifest_of(program, target, options, source, preprocess, facts, files), files)
+
+
+def source_of(graph: Graph) -> dict[str, str]:
+    """The origin for the manifest: a graph's name, and a hash of its text and constants as loaded, however the file spells them."""
+    digest = hashlib.sha256(format_graph(graph).encode())
+    for node in graph.nodes():
+        if node.op == "constant":
+            digest.update(np.ascontiguousarray(node.attrs["value"]).reshape(-1).view(np.uint8).data)
+    return {"name": graph.name, "sha256": digest.hexdigest()}
 
 
 def hash_of(program: Program) -> int:
@@ -104,7 +124,13 @@ def _instructions(block: Block) -> int:
 
 
 def manifest_of(
-    program: Program, target: Target, options: CompileOptions, source: Mapping[str, str], facts: Facts, files: Mapping[str, bytes]
+    program: Program,
+    target: Target,
+    options: CompileOptions,
+    source: Mapping[str, str],
+    preprocess: Mapping[str, Any] | None,
+    facts: Facts,
+    files: Mapping[str, bytes],
 ) -> Manifest:
     steps = tuple(
         StepInfo(s.name, s.op, s.origin, s.kernel.name, s.macs, s.tasks, parts_of(s, program, options.threads))
@@ -116,6 +142,7 @@ def manifest_of(
         versions={"cortado": __version__, "llvmlite": version("llvmlite")},
         source=source,
         options=asdict(options),
+        preprocess=preprocess,
         target=TargetInfo(target.name, target.triple, target.cpu, target.features),
         weights="linked" if facts.linked else "separate",
         inputs=program.inputs,

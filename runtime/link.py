@@ -159,11 +159,14 @@ def _aarch64(view: memoryview, at: int, entry: Relocation, target: int, here: in
 
 
 def _arm(view: memoryview, at: int, entry: Relocation, target: int, here: int) -> None:
-    """Thumb and data; the addend is in the place. Bit 0 of a function's address says that it is Thumb code."""
+    """Data, Thumb and Arm code; the addend is in the place. Bit 0 of a function's address says that it is Thumb code."""
     if entry.kind in (2, 38, 3):  # ABS32, TARGET1, REL32
         (addend,) = struct.unpack_from("<i", view, at)
         value = target + addend - (here if entry.kind == 3 else 0)
         struct.pack_into("<I", view, at, value & 0xFFFFFFFF)
+        return
+    if entry.kind in (28, 29, 43, 44, 45, 46):
+        _arm_code(view, at, entry.kind, target, here)
         return
     first, second = struct.unpack_from("<HH", view, at)
     if entry.kind in (10, 30):  # THM_CALL, THM_JUMP24
@@ -183,6 +186,21 @@ def _arm(view: memoryview, at: int, entry: Relocation, target: int, here: int) -
     else:
         raise _unknown(entry, "Arm")
     struct.pack_into("<HH", view, at, first, second)
+
+
+def _arm_code(view: memoryview, at: int, kind: int, target: int, here: int) -> None:
+    (word,) = struct.unpack_from("<I", view, at)
+    if kind in (28, 29):  # CALL, JUMP24
+        if target & 1:
+            raise TargetError("a branch from Arm to Thumb code cannot be linked here")
+        addend = (word & 0xFFFFFF) - ((word & 0x800000) << 1)
+        word = word & 0xFF000000 | _fits(target + 4 * addend - here, 26) >> 2
+    else:  # MOVW_ABS_NC, MOVT_ABS, MOVW_PREL_NC, MOVT_PREL
+        bits = word >> 4 & 0xF000 | word & 0xFFF
+        value = target + (bits - (bits >> 15 << 16)) - (here if kind > 44 else 0)
+        half = value >> (16 if kind in (44, 46) else 0) & 0xFFFF
+        word = word & 0xFFF0F000 | half >> 12 << 16 | half & 0xFFF
+    struct.pack_into("<I", view, at, word)
 
 
 _RELOCATE: Mapping[int, Callable[[memoryview, int, Relocation, int, int], None]] = {X86_64: _x86_64, AARCH64: _aarch64, ARM: _arm}

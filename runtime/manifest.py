@@ -57,7 +57,8 @@ class FileInfo:
 class Manifest:
     """name: the C identifier. model_hash: 16 hexadecimal digits, also in the header and the weights.
 
-    source: what was compiled: "name", and "sha256" of the graph as loaded. options: as `compile` took them. weights: "linked" or "separate".
+    source: what was compiled: "name", and "sha256" of the graph as loaded. options: as `compile` took them. preprocess: fields of the
+    record, if one was given. weights: "linked" or "separate".
     """
 
     name: str
@@ -65,6 +66,7 @@ class Manifest:
     versions: Mapping[str, str]
     source: Mapping[str, str]
     options: Mapping[str, Any]
+    preprocess: Mapping[str, Any] | None
     target: TargetInfo
     weights: str
     inputs: tuple[tuple[str, TensorInfo], ...]
@@ -130,7 +132,7 @@ def _tensors(tensors: Sequence[tuple[str, TensorInfo]]) -> list[dict[str, Any]]:
 
 def _from_dict(plain: Mapping[str, Any]) -> Manifest:
     return Manifest(
-        **{key: plain[key] for key in ("name", "model_hash", "versions", "source", "options", "weights")},
+        **{key: plain[key] for key in ("name", "model_hash", "versions", "source", "options", "preprocess", "weights")},
         target=TargetInfo(**{**plain["target"], "features": tuple(plain["target"]["features"])}),
         inputs=_tensors_from(plain["inputs"]),
         outputs=_tensors_from(plain["outputs"]),

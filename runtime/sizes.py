@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cortado.runtime.elf import ALLOC, read_object
 
-_NOT_LOADED = (
+_FOR_LINKERS = (
     ".drectve",
     ".debug",
     ".llvm",
@@ -26,4 +26,4 @@ def code_bytes(object_bytes: bytes) -> int:
     import llvmlite.binding as llvm
 
     sections = llvm.ObjectFileRef.from_data(object_bytes).sections()
-    return sum(section.size() for section in sections if not section.name().startswith(_NOT_LOADED))
+    return sum(section.size() for section in sections if not section.name().decode().startswith(_FOR_LINKERS))

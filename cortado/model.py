@@ -1,0 +1,102 @@
+"""A compiled model: run it, save it, ask what it costs."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from cortado.compiler.types import NUMPY_DTYPE, TensorInfo
+from cortado.errors import InputError, OptionError
+from cortado.preprocess import Preprocess
+from cortado.report import Report
+from cortado.runtime.bundle import Bundle, write_bundle
+
+
+class Runner(Protocol):
+    """Runs a bundle's library: checked input arrays in, new output arrays out, both in the manifest's order."""
+
+    def run(self, inputs: Sequence[np.ndarray], threads: int = 1) -> list[np.ndarray]: ...
+
+
+class Model:
+    """What `cortado.compile` and `cortado.open` give.
+
+    name: the C identifier that library, header and functions carry.
+    inputs, outputs: TensorInfo by the source's names, in the source's order.
+    preprocess: how pictures become the input, where `compile` was told.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._runner: Runner | None = None
+        self._lock = threading.Lock()
+        manifest = bundle.manifest
+        self.name = manifest.name
+        self.inputs: dict[str, TensorInfo] = dict(manifest.inputs)
+        self.outputs: dict[str, TensorInfo] = dict(manifest.outputs)
+        self.preprocess = None if manifest.preprocess is None else Preprocess.from_dict(manifest.preprocess)
+
+    def run(self, feeds: Mapping[str, np.ndarray], threads: int = 1) -> dict[str, np.ndarray]:
+        """The outputs, as new arrays by the source's names. Safe for use by several threads.
+
+        feeds: one array per input, of exactly its dtype and shape; nothing is cast. threads: how many work on this call; the result
+        does not depend on it. A library for another machine runs in an emulator, on one thread.
+        Raises InputError for other names, dtypes or shapes, TargetError where the library cannot run here.
+        """
+        if not isinstance(threads, int) or not 1 <= threads <= 1024:
+            raise OptionError(f"threads={threads}: must be a number between 1 and 1024")
+        arrays = self._checked(feeds)
+        results = self._get_runner().run(arrays, threads)
+        return dict(zip(self.outputs, results, strict=True))
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write libNAME.a, NAME.h, NAME.weights (when it is separate) and manifest.json; replaces a bundle that is there."""
+        write_bundle(self._bundle, folder)
+
+    def report(self) -> Report:
+        """Bytes of code, weights, arena and stack; multiply-adds per step. str() of it is a table."""
+        manifest = self._bundle.manifest
+        return Report(self.name, manifest.target.name, self.inputs, self.outputs, manifest.sizes, manifest.steps)
+
+    def __repr__(self) -> str:
+        return f"<cortado.Model {self.name} for {self._bundle.manifest.target.name}>"
+
+    def _checked(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The arrays in the order of the inputs. Everything that is wrong is in one InputError."""
+        if not isinstance(feeds, Mapping):
+            raise InputError(
+                f"run takes a mapping of arrays by input name ({', '.join(self.inputs)}), not {type(feeds).__name__}"
+            )
+        wrong = [f"no input is called {name!r}" for name in feeds if name not in self.inputs]
+        arrays = []
+        for name, info in self.inputs.items():
+            if name not in feeds:
+                wrong.append(f"input {name!r} is missing; it takes {info.dtype}{list(info.shape)}")
+                continue
+            array = np.asarray(feeds[name])
+            if array.dtype != NUMPY_DTYPE[info.dtype] or array.shape != info.shape:
+                wrong.append(f"input {name!r} takes {_describe(info)}, got {array.dtype}{list(array.shape)}")
+            arrays.append(array)
+        if wrong:
+            known = "" if all(name in self.inputs for name in feeds) else f"; the inputs are {', '.join(self.inputs) or 'none'}"
+            raise InputError(f"{self.name}: {'; '.join(wrong)}{known}")
+        return arrays
+
+    def _get_runner(self) -> Runner:
+        from cortado.runtime.emulate import EmulatedRunner
+        from cortado.runtime.loader import HostRunner, runs_in_process
+
+        with self._lock:
+            if self._runner is None:
+                self._runner = HostRunner(self._bundle) if runs_in_process(self._bundle) else EmulatedRunner(self._bundle)
+            return self._runner
+
+
+def _describe(info: TensorInfo) -> str:
+    held = " held as uint16" if info.dtype == "bfloat16" else ""
+    layout = f" ({info.layout})" if info.layout else ""
+    return f"{info.dtype}{list(info.shape)}{layout}{held}"

@@ -1,0 +1,64 @@
+"""What a compiled model costs: bytes of everything that ships or is needed, multiply-adds per step."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cortado.compiler.types import TensorInfo
+from cortado.runtime.manifest import Sizes, StepInfo
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """sizes: bytes of code, weights, arena and (upper bound) stack. steps: in the order they run; macs: multiply-adds of all."""
+
+    name: str
+    target: str
+    inputs: dict[str, TensorInfo]
+    outputs: dict[str, TensorInfo]
+    sizes: Sizes
+    steps: tuple[StepInfo, ...]
+
+    @property
+    def macs(self) -> int:
+        return sum(step.macs for step in self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data with its schema number: what `cortado report --json` prints."""
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            "target": self.target,
+            "inputs": [{"name": name, **asdict(info)} for name, info in self.inputs.items()],
+            "outputs": [{"name": name, **asdict(info)} for name, info in self.outputs.items()],
+            "sizes": asdict(self.sizes),
+            "macs": self.macs,
+            "steps": [asdict(step) for step in self.steps],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.name} for {self.target}"]
+        for kind, tensors in (("input", self.inputs), ("output", self.outputs)):
+            lines += [
+                f"  {kind:7} {name}: {info.dtype}{list(info.shape)} {info.layout}".rstrip() for name, info in tensors.items()
+            ]
+        sizes = self.sizes
+        lines += [
+            f"  code    {sizes.code:13,} bytes",
+            f"  weights {sizes.weights:13,} bytes",
+            f"  arena   {sizes.arena:13,} bytes",
+            f"  stack   {sizes.stack:13,} bytes at most",
+            f"  work    {self.macs:13,} multiply-adds in {len(self.steps)} steps",
+            "",
+        ]
+        rows = [("step", "operator", "multiply-adds", "share", "from")]
+        for step in self.steps:
+            share = f"{100 * step.macs / self.macs:.1f}%" if self.macs and step.macs else ""
+            rows.append((step.name, step.op, f"{step.macs:,}" if step.macs else "", share, ", ".join(step.origin)))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        for name, op, macs, share, origin in rows:
+            lines.append(f"  {name:{widths[0]}}  {op:{widths[1]}}  {macs:>{widths[2]}}  {share:>{widths[3]}}  {origin}".rstrip())
+        return "\n".join(lines)
