@@ -1,0 +1,261 @@
+"""Caffe2 NetDef to graph. The net's blobs keep their names; channels-first operators get transposes around them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from types import MappingProxyType
+
+import numpy as np
+
+from cortado.compiler.graph import Graph, Node, Value, constant, graph_input
+from cortado.compiler.importers import (
+    caffe2_conv,
+    caffe2_elementwise,
+    caffe2_fill,
+    caffe2_image,
+    caffe2_join,
+    caffe2_pool,
+    caffe2_reduce,
+    caffe2_shape,
+)
+from cortado.compiler.importers.caffe2_args import Args
+from cortado.compiler.importers.caffe2_blobs import Blob, Renamed, Step, rename
+from cortado.compiler.importers.caffe2_call import Call, OpSpec, Scope
+from cortado.compiler.importers.layouts import boundary_layouts
+from cortado.compiler.ops.checks import bounded
+from cortado.compiler.reference import run_graph
+from cortado.compiler.types import TensorType
+from cortado.errors import FormatError, InputError, ShapeError, UnsupportedError
+from cortado.proto.caffe2 import NetDef
+
+OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
+    {
+        **caffe2_conv.OPERATORS,
+        **caffe2_pool.OPERATORS,
+        **caffe2_elementwise.OPERATORS,
+        **caffe2_shape.OPERATORS,
+        **caffe2_join.OPERATORS,
+        **caffe2_reduce.OPERATORS,
+        **caffe2_fill.OPERATORS,
+        **caffe2_image.OPERATORS,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of a net is needed for the wanted outputs.
+
+    outputs: (name, blob) in order. reads: blobs that must hold a value before the net runs, with their first reader (None: an output).
+    """
+
+    net: NetDef
+    where: str
+    renamed: Renamed
+    outputs: tuple[tuple[str, Blob], ...]
+    steps: tuple[Step, ...]
+    reads: Mapping[str, Step | None]
+
+
+@dataclass
+class _Import:
+    """The state of one walk over a net."""
+
+    plan: Plan
+    scope: Scope
+    values: dict[Blob, Value] = field(default_factory=dict)
+    unset: dict[Blob, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def plan_net(net: NetDef, outputs: Sequence[str] | None, where: str) -> Plan:
+    """Resolve blob names and find what the outputs (None: the file's own) need. where: the file's name, for messages."""
+    if not net.operators:
+        raise FormatError(f"{where}: the net holds no operators")
+    renamed = rename(net.operators)
+    names = tuple(dict.fromkeys(net.external_outputs if outputs is None else outputs))
+    if not names:
+        last = list(net.operators[-1].outputs[:1])
+        raise InputError(f"{where}: the net declares no external_output; name what to compute, e.g. outputs={last}")
+    known = {name for op in net.operators for name in (*op.inputs, *op.outputs)} | set(net.external_inputs)
+    absent = [name for name in names if name not in known]
+    if absent:
+        raise _absent_outputs(absent, known, where, declared=outputs is None)
+    wanted = tuple((name, renamed.final(name)) for name in names)
+    steps = renamed.needed(blob for _, blob in wanted)
+    reads: dict[str, Step | None] = {}
+    for step in steps:
+        for blob in step.inputs:
+            if blob.version == 0:
+                reads.setdefault(blob.name, step)
+    reads.update((name, None) for name, blob in wanted if blob.version == 0 and name not in reads)
+    return Plan(net, where, renamed, wanted, steps, reads)
+
+
+def _absent_outputs(absent: Sequence[str], known: Iterable[str], where: str, declared: bool) -> Exception:
+    close = {name: get_close_matches(name, known, 3) for name in absent}
+    hints = "; ".join(f"'{name}'" + (f" (close: {', '.join(close[name])})" if close[name] else "") for name in absent)
+    if declared:
+        return FormatError(f"{where}: external_output names blobs that no operator writes: {hints}. The file may be cut off")
+    return InputError(f"{where}: outputs= names blobs that the net does not have: {hints}")
+
+
+def import_net(plan: Plan, blobs: Mapping[str, np.ndarray], inputs: Mapping[str, TensorType]) -> Graph:
+    """The graph of a planned net.
+
+    blobs: arrays that become constants. inputs: types of the blobs that the user feeds; they win over `blobs`.
+    UnsupportedError names everything that cannot be compiled, InputError everything that is missing.
+    """
+    unknown = _unknown_operators(plan)
+    _check_given(plan, blobs, inputs)
+    scope = Scope({name for op in plan.net.operators for name in (*op.inputs, *op.outputs)} | set(plan.net.external_inputs))
+    work = _Import(plan, scope, problems=unknown)
+    feeds = _feeds(plan, inputs, scope)
+    for name in plan.reads:
+        work.values[Blob(name, 0)] = feeds[name].out() if name in feeds else constant(blobs[name], scope.version(name), (name,))
+    for step in plan.steps:
+        _run(work, step)
+    if work.problems:
+        lines = "\n".join(f"  {line}" for line in work.problems)
+        raise UnsupportedError(f"{plan.where}: cannot be compiled, because of\n{lines}", work.problems)
+    outputs = tuple((name, _read(work, blob, "external_output")) for name, blob in plan.outputs)
+    graph = Graph(plan.net.name, tuple(feeds.values()), outputs)
+    return Graph(graph.name, graph.inputs, graph.outputs, boundary_layouts(graph, scope.layouts))
+
+
+def evaluate_net(net: NetDef, wanted: Iterable[str], where: str) -> dict[str, np.ndarray]:
+    """What a net that reads nothing (an init net) leaves in the wanted blobs, those of them that it writes."""
+    written = {name for op in net.operators for name in op.outputs}
+    names = [name for name in wanted if name in written]
+    if not names:
+        return {}
+    graph = import_net(plan_net(net, names, where), {}, {})
+    ready = {name: value.constant for name, value in graph.outputs if value.constant is not None}
+    rest = Graph(graph.name, (), tuple((name, value) for name, value in graph.outputs if name not in ready))
+    return {**ready, **run_graph(rest, {})}
+
+
+# --- before the walk ---
+
+
+def _unknown_operators(plan: Plan) -> list[str]:
+    lines = []
+    for step in plan.steps:
+        if step.operator.type not in OPERATORS:
+            close = get_close_matches(step.operator.type, OPERATORS, 1, 0.85)
+            hint = f"; did the file mean {close[0]}?" if close else ""
+            lines.append(f"{_label(step)}: there is no importer for operators of type '{step.operator.type}'{hint}")
+    return lines
+
+
+def _check_given(plan: Plan, blobs: Mapping[str, np.ndarray], inputs: Mapping[str, TensorType]) -> None:
+    net, where = plan.net, plan.where
+    first_writer = {name: step for step in reversed(plan.renamed.steps) for name in step.operator.outputs}
+    external = set(net.external_inputs)
+    for name in inputs:
+        if name not in plan.reads and name not in external:
+            offered = ", ".join(f"'{n}'" for n in plan.reads if n not in blobs) or "none"
+            reason = "is computed by the net itself" if name in first_writer else "is not read by the net"
+            raise InputError(f"{where}: inputs= names '{name}', which {reason}; inputs that need a shape: {offered}")
+    missing = [name for name in plan.reads if name not in inputs and name not in blobs]
+    for name in missing:
+        reader = plan.reads[name]
+        if name in external or reader is None:
+            continue
+        if name in first_writer:
+            raise FormatError(
+                f"{where}: {_label(reader)} reads blob '{name}' before {_label(first_writer[name])} writes it, and it is no "
+                "external_input: the operators are out of order or form a cycle"
+            )
+        if external:
+            raise FormatError(
+                f"{where}: {_label(reader)} reads blob '{name}', which no operator writes and external_input does not declare"
+            )
+    if missing:
+        raise InputError(_missing_text(plan, missing, blobs))
+
+
+def _missing_text(plan: Plan, missing: Sequence[str], blobs: Mapping[str, np.ndarray]) -> str:
+    """All missing blobs in one message, and how to give them: what is read first is taken for data, the rest for weights."""
+    data = [name for name in missing if (step := plan.reads[name]) is None or step.operator.inputs[0] == name]
+    weights = [name for name in missing if name not in data]
+    parts = [f"{plan.where}: {len(missing)} external input{'s have' if len(missing) > 1 else ' has'} no value"]
+    if data:
+        example = ", ".join(f"'{name}': {_example_shape(plan, name, blobs)}" for name in data)
+        parts.append(f"{', '.join(data)}: give the shape, for another type than float32 with it: inputs={{{example}}}")
+    if weights:
+        parts.append(
+            f"{', '.join(weights)}: give the weights with init= (an init_net.pb, a .npz file or {{name: array}}) that hold "
+            f"{'them' if len(weights) > 1 else 'it'}"
+        )
+    return "; ".join(parts)
+
+
+def _example_shape(plan: Plan, name: str, blobs: Mapping[str, np.ndarray]) -> str:
+    """A shape to suggest, with the channels that the reader's filter takes where that is known."""
+    step = plan.reads[name]
+    if step is None or not step.operator.type.startswith("Conv") or len(step.operator.inputs) < 2:
+        return "(1, ...)"
+    filter_ = blobs.get(step.operator.inputs[1])
+    order = step.operator.args.get("order")
+    if filter_ is None or filter_.ndim != 4:
+        return "(1, 3, 224, 224)"
+    if order is not None and order.s == b"NHWC":
+        return f"(1, 224, 224, {filter_.shape[3]})"
+    group = step.operator.args.get("group")
+    return f"(1, {filter_.shape[1] * ((group.i if group is not None else None) or 1)}, 224, 224)"
+
+
+def _feeds(plan: Plan, inputs: Mapping[str, TensorType], scope: Scope) -> dict[str, Node]:
+    """Input nodes in the file's order, then those that the file does not declare."""
+    order = [name for name in dict.fromkeys((*plan.net.external_inputs, *inputs)) if name in inputs]
+    for name in order:
+        try:
+            bounded(inputs[name], f"input '{name}'")
+        except ShapeError as error:
+            raise InputError(f"{plan.where}: {error}") from None
+    return {name: graph_input(scope.version(name), inputs[name]) for name in order}
+
+
+# --- the walk ---
+
+
+def _label(step: Step) -> str:
+    name = f" '{step.operator.name}'" if step.operator.name else ""
+    outputs = f" (writes '{step.operator.outputs[0]}')" if step.operator.outputs else ""
+    return f"operator {step.index} {step.operator.type}{name}{outputs}"
+
+
+def _run(work: _Import, step: Step) -> None:
+    """Import one operator; what is unsupported is noted, and what depends on it skipped."""
+    operator = step.operator
+    if operator.type not in OPERATORS or any(blob in work.unset and not work.unset[blob] for blob in step.inputs):
+        work.unset.update((blob, "") for blob in step.outputs)
+        return
+    spec = OPERATORS[operator.type]
+    try:
+        spec.check(operator)
+        inputs = tuple(_read(work, blob, _label(step)) for blob in step.inputs)
+        call = Call(operator, inputs, tuple(map(work.scope.version, operator.outputs)), Args(operator), work.scope)
+        results = spec.build(call)
+    except UnsupportedError as error:
+        work.problems.append(f"{_label(step)}: {error}")
+        work.unset.update((blob, "") for blob in step.outputs)
+        return
+    except (FormatError, ShapeError) as error:
+        raise type(error)(f"{work.plan.where}: {_label(step)}: {error}") from None
+    for blob, value in zip(step.outputs, results, strict=True):
+        if value is None:
+            work.unset[blob] = f"{_label(step)} leaves '{blob.name}' unset"
+        else:
+            work.values[blob] = value
+
+
+def _read(work: _Import, blob: Blob, reader: str) -> Value:
+    if blob in work.plan.renamed.spoiled:
+        raise UnsupportedError(f"blob '{blob.name}' {work.plan.renamed.spoiled[blob]}")
+    if blob in work.unset:
+        raise FormatError(f"blob '{blob.name}' has no value: {work.unset[blob]}")
+    return work.values[blob]
