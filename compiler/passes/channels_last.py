@@ -43,11 +43,10 @@ def channels_last(graph: Graph, steps: Steps) -> Graph:
             labels.update(chosen)
     if not labels:
         return graph
-    rebuilt = with_unique_names(_Rebuild(wiring, labels).run(graph))
-    before, after = (sum(node.types[0].nbytes for node in g.nodes() if node.op == "transpose") for g in (graph, rebuilt))
-    if after > before:
-        raise RewriteError(f"pass channels_last: {before} bytes transposed became {after}")
-    return rebuilt
+    before, after = wiring.cost({}, dict.fromkeys(wiring.reads)), wiring.cost(labels, dict.fromkeys(wiring.reads))
+    if not after < before:
+        raise RewriteError(f"pass channels_last: the transposes must become cheaper, but {before} became {after}")
+    return with_unique_names(_Rebuild(wiring, labels).run(graph))
 
 
 def _source(value: Value) -> tuple[Value, Layout]:
@@ -267,8 +266,7 @@ class _Rebuild:
         if plain and inputs == node.inputs:
             return node
         attrs = node.attrs if plain else axes.permuted_attrs(node, layout)
-        held = self.wiring.held(self.labels, node.out())
-        return make(node.op, inputs, attrs, _name(node, held), node.origin)
+        return make(node.op, inputs, attrs, node.name, node.origin)
 
     def _operand(self, node: Node, position: int, layout: Layout) -> Value:
         """The input as the node takes it; with axes of size one in front and between where broadcasting no longer aligns it."""
@@ -292,8 +290,9 @@ class _Rebuild:
             return self.made[source]
         key = (source, layout)
         if key not in self.moved:
-            name = _name(value.node, wanted)
             step = axes.relative(held, layout)
+            as_before = value.node.op == "transpose" and wanted == axes.identity(len(wanted))
+            name = value.node.name if as_before else f"{source.node.name}/{_move_name(step)}"
             array = source.constant
             if array is not None:
                 kind = source.type.dtype
@@ -303,6 +302,8 @@ class _Rebuild:
         return self.moved[key]
 
 
-def _name(node: Node, layout: Layout) -> str:
-    """A value in its own layout keeps its name; held otherwise, the layout is part of the name."""
-    return node.name if layout == axes.identity(len(layout)) else f"{node.name}/{''.join(map(str, layout))}"
+def _move_name(perm: Layout) -> str:
+    rank = len(perm)
+    if perm == (0, rank - 1, *range(1, rank - 1)):
+        return "nchw"
+    return "nhwc" if perm == (0, *range(2, rank), 1) else "transposed"
