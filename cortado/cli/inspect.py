@@ -74,14 +74,23 @@ def source_nodes(graph: Graph, optimized: Graph) -> list[SourceNode]:
 
 
 def fates_by_origin(optimized: Graph) -> dict[str, str]:
-    found: dict[str, list[str]] = {}
+    """Source node -> the optimized nodes that compute it; data movement is told only where there is nothing else."""
+    found: dict[str, list[Node]] = {}
     for node in optimized.nodes():
-        if node.op in ("input", "constant"):
-            continue
-        for label in node.origin:
-            entry = f"{node.op} {node.name}"
-            found.setdefault(label, []).append(entry)
-    return {label: ", ".join(entries) for label, entries in found.items()}
+        for label in node.origin if node.op not in ("input", "constant") else ():
+            found.setdefault(label, []).append(node)
+    fates = {}
+    for label, nodes in found.items():
+        computing = [node for node in nodes if node.op not in ("reshape", "transpose")] or nodes
+        fates[label] = ", ".join(f"{node.name} ({composition(node)})" for node in computing)
+    return fates
+
+
+def composition(node: Node) -> str:
+    """The operator and what is fused into it: "conv+bias+relu"."""
+    fused = [entry[1] if entry[0] == "activation" else entry[0] for entry in node.attrs.get("epilogue", ())]
+    inner = [instruction[0] for instruction in node.attrs.get("expr", ())]
+    return "+".join([node.op, *fused]) + (f": {' '.join(inner)}" if inner else "")
 
 
 def described(label: str, nodes: list[Node], fate: str) -> SourceNode:
