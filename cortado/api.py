@@ -1,19 +1,25 @@
-"""The public functions of the package."""
+"""The three functions that everything starts with: load a model file, compile it, open what was saved."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cortado.compiler.graph import Graph
 from cortado.compiler.importers.caffe2 import evaluate_net, import_net, plan_net
+from cortado.compiler.options import CompileOptions
 from cortado.compiler.types import NUMPY_DTYPE, TensorType
-from cortado.errors import InputError, UnsupportedError
+from cortado.errors import InputError, OptionError, UnsupportedError
+from cortado.model import Model
+from cortado.preprocess import Preprocess
 from cortado.proto.caffe2 import NetDef
 from cortado.source import arrays_from_npz, checked_array, external_reads, read_init, read_nets
+
+if TYPE_CHECKING:
+    from cortado.compiler.target import Target
 
 
 def load(
@@ -47,6 +53,54 @@ def load(
         return import_net(plan, {} if given is None else _blobs(given, wanted, nets.predict), types)
     except MemoryError:
         raise InputError(f"{nets.where}: the weights do not fit this machine's memory") from None
+
+
+def compile(
+    graph: Graph,
+    *,
+    target: str | Target = "host",
+    board: str | None = None,
+    dtype: str | None = None,
+    calibration: Iterable[Mapping[str, np.ndarray]] | None = None,
+    io_dtype: str | None = None,
+    preprocess: Preprocess | None = None,
+    name: str | None = None,
+    optimize_for: str = "speed",
+    threads: int = 1,
+    strict: bool = False,
+    separate_weights: bool = False,
+) -> Model:
+    """Native code for a graph.
+
+    target: `CPU-or-level[+feature...][@system]` or "host"; `cortado targets` lists them. dtype: None keeps the file's types.
+    preprocess: how pictures become the input; kept with the model. name: of the library; None takes the graph's.
+    optimize_for: "speed", "size" or "memory". threads: the number that the plan is tuned for; any number runs.
+    separate_weights: a file beside the library instead of constants in it.
+    Raises UnsupportedError that lists every node without a kernel, TargetError, OptionError.
+    """
+    from cortado.backends.codegen import start_workers
+    from cortado.backends.targets import find_target
+    from cortado.build import build, source_of
+    from cortado.compiler.pipeline import compile_program
+
+    if not isinstance(graph, Graph):
+        raise OptionError(f"compile takes a graph, as cortado.load gives it, not {type(graph).__name__}")
+    if board is not None:
+        raise OptionError(f"board {board!r}: this version knows no boards; give the processor as target")
+    if calibration is not None and dtype != "int8":
+        raise OptionError("calibration is for dtype 'int8'; leave it out")
+    options = CompileOptions(name, dtype, io_dtype, optimize_for, threads, strict, separate_weights)
+    found = find_target(target) if isinstance(target, str) else target
+    start_workers()
+    program = compile_program(graph, found, options)
+    return Model(build(program, found, options, source_of(graph), None if preprocess is None else preprocess.to_dict()))
+
+
+def open(folder: str | os.PathLike[str]) -> Model:
+    """The model that `Model.save` or `cortado compile` wrote into a folder. Raises FormatError where it is missing or damaged."""
+    from cortado.runtime.bundle import read_bundle
+
+    return Model(read_bundle(folder))
 
 
 def _blobs(init: Any, wanted: Sequence[str], predict: NetDef) -> dict[str, np.ndarray]:
