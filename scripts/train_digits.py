@@ -5,7 +5,7 @@ usage: python scripts/train_digits.py [--seed N] [--epochs N] [--output FOLDER] 
 The data are the 1797 digits that come with scikit-learn (8x8 pixels of 0..16; E. Alpaydin and C. Kaynak, UCI "Optical Recognition
 of Handwritten Digits", CC BY 4.0; scikit-learn hands out its copy under the BSD licence). A quarter of them, drawn by the
 seed, is held out: it is not trained on, and nothing here was chosen by looking at it. The network sees pixel / 16.
-The same seed gives the same network on the same machine and numpy; numpy's products differ in the last bits between machines.
+The same seed gives the same network on the same machine and numpy; products differ in the last bits between machines.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from digits_layers import Adam, BatchNorm, Conv, FullyConnected, Layer, Pool, Relu, softmax
+from sklearn.datasets import load_digits
+from threadpoolctl import threadpool_limits
 
 from cortado.proto import caffe2
 
@@ -25,8 +27,6 @@ BATCH, RATE, DECAY = 64, 3e-3, 1e-2
 
 def split(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Training images uint8[N,8,8] and classes, then the held-out ones."""
-    from sklearn.datasets import load_digits
-
     digits = load_digits()
     order = np.random.default_rng(seed).permutation(len(digits.images))
     images, classes = digits.images[order].astype(np.uint8), digits.target[order].astype(np.uint8)
@@ -176,7 +176,8 @@ def main() -> None:
     images, classes, held_images, held_classes = split(arguments.seed)
     net = network(arguments.seed)
     layers = list(net.values())
-    train(layers, images, classes, arguments.seed, arguments.epochs)
+    with threadpool_limits(1):  # several threads round numpy's products differently from run to run
+        train(layers, images, classes, arguments.seed, arguments.epochs)
     correct = round(accuracy(layers, held_images, held_classes) * HELD_OUT)
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_model(net, arguments.output)
