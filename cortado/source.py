@@ -44,9 +44,10 @@ def recognise(data: bytes) -> str:
         return ARCHIVE
     if data[:4] == b"\x89HDF":
         return HDF5
-    if _is_text(data[:_HEAD]):
-        return CAFFE_TEXT if _CAFFE_LAYER.search(data) else CAFFE2_TEXT
     fields = list(_fields(data, 0, len(data), 1 << 16))
+    whole = bool(fields) and fields[-1][3] == len(data)
+    if not whole and _is_text(data[:_HEAD]):
+        return CAFFE_TEXT if _CAFFE_LAYER.search(data) else CAFFE2_TEXT
     if fields and fields[0][:2] == (1, 0):
         return ONNX
     for number, kind, start, end in fields:
@@ -141,14 +142,10 @@ def _parse(data: bytes, where: str) -> NetDef:
 def _read_folder(folder: Path) -> Nets:
     """The predict and the init net among the folder's files, told apart by what they read and write."""
     found: dict[str, NetDef] = {}
-    seen: dict[bytes, str] = {}
     for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
         net = _net_in(path)
-        if net is None:
-            continue
-        key = serialize_net(net)
-        if key not in seen:  # the same net is often there in binary and in text form
-            seen[key] = path.name
+        # The same net is often there in binary and in text form.
+        if net is not None and not any(_equal(net, other) for other in found.values()):
             found[path.name] = net
     if not found:
         names = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
@@ -163,6 +160,13 @@ def _read_folder(folder: Path) -> Nets:
             "load(predict, init=init)"
         )
     return Nets(str(folder), found[predict[0]], found[init[0]])
+
+
+def _equal(a: NetDef, b: NetDef) -> bool:
+    def outline(net: NetDef) -> list[tuple[object, ...]]:
+        return [(op.type, op.inputs, op.outputs) for op in net.operators]
+
+    return outline(a) == outline(b) and serialize_net(a) == serialize_net(b)
 
 
 def _net_in(path: Path) -> NetDef | None:

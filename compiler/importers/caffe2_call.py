@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from cortado.compiler.graph import Graph, Value, constant
+from cortado.compiler.graph import Graph, Node, Value, constant
 from cortado.compiler.importers.caffe2_args import Args
-from cortado.compiler.ops import make
+from cortado.compiler.ops import infer_types
 from cortado.compiler.ops.checks import show
 from cortado.compiler.reference import run_graph
 from cortado.errors import FormatError, ShapeError, UnsupportedError
@@ -126,7 +126,8 @@ class Call:
         return self._make(op, inputs, attrs or {}, self.scope.helper(f"{self.names[0]}/{suffix}"))
 
     def _make(self, op: str, inputs: Sequence[Value], attrs: Mapping[str, Any], name: str) -> Value:
-        return make(op, inputs, attrs, name, (self.operator.label,)).out()
+        # Not ops.make: its errors name the node, ours name the file's operator.
+        return Node(op, tuple(inputs), attrs, infer_types(op, inputs, attrs), name, (self.operator.label,)).out()
 
     def constant(self, array: np.ndarray, output: int = 0) -> Value:
         """An output that is known already."""

@@ -114,11 +114,14 @@ def _batch_matmul(call: Call) -> Results:
                 "at least 2, and equal leading axes"
             )
         return (call.node("batch_matmul", (a, b), turns),)
-    if len(a.shape) == 1:
+    row, column = len(a.shape) == 1, len(b.shape) == 1
+    if row:
         a, turns = call.reshaped(a, (1, *a.shape), "row"), {**turns, "transpose_a": False}
-    if len(b.shape) == 1:
+    if column:
         b, turns = call.reshaped(b, (*b.shape, 1), "column"), {**turns, "transpose_b": False}
-    return (call.node("batch_matmul", (a, b), turns),)
+    y = call.node("batch_matmul", (a, b), turns)
+    shape = (*y.shape[:-2], *(() if row else y.shape[-2:-1]), *(() if column else y.shape[-1:]))
+    return (call.reshaped(y, shape, "shaped"),)
 
 
 _CONV = {

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+
+import numpy as np
 
 from cortado.compiler.graph import Value
 from cortado.compiler.importers.caffe2_call import FLOAT32, NUMBERS, Call, OpSpec
 from cortado.compiler.ops.checks import show
-from cortado.errors import ShapeError, UnsupportedError
+from cortado.errors import ShapeError
 
 Results = Sequence[Value | None]
+LOWEST = float(np.finfo(np.float32).min)
 
 
 def _reduce(op: str, allowed: frozenset[str], before: str = "", after: str = "") -> OpSpec:
@@ -30,21 +34,42 @@ def _reduce(op: str, allowed: frozenset[str], before: str = "", after: str = "")
 
 
 def _reduce_side(op: str, front: bool) -> OpSpec:
-    """Over the first or the last `num_reduce_dim` axes, which vanish."""
+    """Over the first or the last `num_reduce_dim` axes, which vanish. A second input says how many elements each result takes."""
 
     def build(call: Call) -> Results:
         call.dtype(FLOAT32, 0)
-        if len(call.inputs) > 1:
-            raise UnsupportedError("lengths as a second input are not supported here")
-        rank, count = len(call.x.shape), call.args.integer("num_reduce_dim", 1)
-        if not 0 <= count <= rank:
-            raise ShapeError(f"argument 'num_reduce_dim' is {count}; the input {show(call.x.shape)} has {rank} axes")
+        shape, count = call.x.shape, call.args.integer("num_reduce_dim", 1)
+        if not 0 <= count <= len(shape):
+            raise ShapeError(f"argument 'num_reduce_dim' is {count}; the input {show(shape)} has {len(shape)} axes")
+        cut = count if front else len(shape) - count
+        reduced, kept = (shape[:cut], shape[cut:]) if front else (shape[cut:], shape[:cut])
+        if len(call.inputs) == 2:
+            return (call.reshaped(_with_lengths(call, op, front, math.prod(reduced), math.prod(kept)), kept, "shaped"),)
         if count == 0:
             return (call.x,)
-        axes = tuple(range(count)) if front else tuple(range(rank - count, rank))
+        axes = tuple(range(cut)) if front else tuple(range(cut, len(shape)))
         return (call.node(op, (call.x,), {"axes": axes, "keepdims": False}),)
 
     return OpSpec(build, inputs=(1, 2))
+
+
+def _with_lengths(call: Call, op: str, front: bool, reduced: int, kept: int) -> Value:
+    """The input as a matrix, what lies beyond each result's length replaced by what changes nothing."""
+    call.dtype(frozenset({"int32"}), 1)
+    call.shape(1, (kept,), "lengths")
+    lengths = call.inputs[1]
+    positions = np.arange(reduced, dtype=np.int32)
+    across, axis = ((1, kept), 0) if front else ((kept, 1), 1)
+    x = call.reshaped(call.x, (reduced, kept) if front else (kept, reduced), "matrix")
+    column = call.side(positions[:, None] if front else positions[None, :], "positions")
+    inside = call.helper("lt", (column, call.reshaped(lengths, across, "lengths")), "inside")
+    neutral = call.number(LOWEST if op == "reduce_max" else 0, "float32", "neutral")
+    chosen = call.helper("where", (inside, x, neutral), "chosen")
+    attrs = {"axes": (axis,), "keepdims": False}
+    if op != "reduce_mean":
+        return call.node(op, (chosen,), attrs)
+    total = call.helper("reduce_sum", (chosen,), "total", attrs)
+    return call.node("div", (total, call.helper("cast", (lengths,), "count", {"dtype": "float32"})))
 
 
 def _over(op: str, axis: int) -> OpSpec:
