@@ -41,7 +41,7 @@ _MESSAGES = {
         "input": (1, "repeated bytes"), "output": (2, "repeated bytes"), "name": (3, "bytes"), "type": (4, "bytes"),
         "arg": (5, "repeated Argument"), "device_option": (6, "DeviceOption"), "engine": (7, "bytes"),
         "control_input": (8, "repeated bytes"), "is_gradient_op": (9, "bool"), "debug_info": (10, "bytes"),
-        "domain": (11, "bytes"), "op_version": (12, "bytes"),
+        "domain": (11, "bytes"),
     },
     "Argument": {
         "name": (1, "bytes"), "f": (2, "float"), "i": (3, "int64"), "s": (4, "bytes"), "floats": (5, "repeated float"),
@@ -155,7 +155,7 @@ def argument(value: Any) -> Argument:
     if isinstance(value, (bool, int, np.integer)):
         return Argument(i=int(value))
     if isinstance(value, (float, np.floating)):
-        return Argument(f=float(value))
+        return Argument(f=float(np.float32(value)))
     if isinstance(value, (str, bytes)):
         return Argument(s=_encode(value))
     if isinstance(value, NetDef):
