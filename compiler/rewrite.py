@@ -181,9 +181,9 @@ class Context:
             del self.positions[node]
             removed.append(node)
             for at, stale in enumerate(node.inputs):
-                for value in (stale, self._resolve(stale)):
-                    self.readers.get(value, {}).pop((node, at), None)
-                    stack.append(value.node)
+                value = self._resolve(stale)
+                del self.readers[value][(node, at)]
+                stack.append(value.node)
         return removed
 
 
@@ -200,7 +200,7 @@ def apply_rules(graph: Graph, pass_name: str, rules: Sequence[Rule], measure: Me
         if not driver.fired:
             break
         before, after = _total(graph.nodes(), measure), _total(swept.nodes(), measure)
-        if not after < before:
+        if not after < before and not steps.exhausted:
             raise RewriteError(f"pass {pass_name} went round in a circle ({before} -> {after}): {', '.join(driver.fired[-20:])}")
         graph = swept
     return with_unique_names(graph)

@@ -157,7 +157,9 @@ def join_slices(node: Node, context: Context) -> Replacement | None:
         if (tuple(starts), tuple(stops)) != (b.attrs["starts"], a.attrs["stops"]):
             continue
         whole = {"starts": a.attrs["starts"], "stops": b.attrs["stops"]}
-        joined = make("slice", a.inputs, whole, a.name, unite((a, b)))
+        if len(node.inputs) == 2:
+            return rewritten("slice", a.inputs, whole, node, (a, b))
+        joined = make("slice", a.inputs, whole, f"{a.name}/joined", unite((a, b)))
         return rewritten("concat", (*node.inputs[:at], joined.out(), *node.inputs[at + 2 :]), node.attrs, node)
     return None
 
