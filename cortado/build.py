@@ -43,7 +43,8 @@ def build(
 ) -> Bundle:
     """Machine code, entry points, weights, library, header and manifest of a program.
 
-    source, preprocess: what the manifest says of the origin and of the input's making. The bytes depend on the arguments and the versions of cortado and LLVM alone.
+    source, preprocess: what the manifest says of the origin and of how pictures become the input. The bytes depend on the arguments and
+    the versions of cortado and LLVM alone.
     """
     name = model_identifier(options.name or program.name)
     model_hash = hash_of(program)
