@@ -141,3 +141,18 @@ def rows(
     lead = leading_axes(outer)
     task_loop(k, begin, end, outer[:lead], lambda head: nest(k, outer[lead:], lambda tail: body([*head, *tail], None)))
     return prod(outer[:lead])
+
+
+def gather_lanes(k: KernelBuilder, vectors: Sequence[Val], wanted: Sequence[int]) -> Val:
+    """A vector whose lane j is element wanted[j] of all the vectors' lanes in a row (-1: unspecified)."""
+    lanes = vectors[0].type.lanes
+    used = sorted({w // lanes for w in wanted if w >= 0})
+    if not used:
+        return vectors[0]
+    first, second = used[0], used[min(1, len(used) - 1)]
+    at = {first: 0, second: 0 if first == second else lanes}
+    value = k.shuffle(vectors[first], vectors[second], [at[w // lanes] + w % lanes if w >= 0 and w // lanes in at else -1 for w in wanted])
+    for number in used[2:]:
+        picks = [lanes + w % lanes if w >= 0 and w // lanes == number else j for j, w in enumerate(wanted)]
+        value = k.shuffle(value, vectors[number], picks)
+    return value
