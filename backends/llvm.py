@@ -30,10 +30,10 @@ def emit_module(kernels: Sequence[Kernel], target: Target, prefix: str) -> str:
     inside = {kernel.name for kernel in kernels}
     called = {callee.name: callee for kernel in kernels for callee in kernel.callees() if callee.name not in inside}
     declared: dict[str, str] = {}
-    bodies = [_Function(kernel, target, prefix, declared).text() for kernel in kernels]
+    bodies = [Function(kernel, target, prefix, declared).text() for kernel in kernels]
     for callee in called.values():
         types = ", ".join(ir_type(p.type, target) for p in callee.params)
-        declared[callee.name] = f"declare hidden void @{symbol(prefix, callee)}({types}) #0"
+        declared[callee.name] = f"declare hidden {_result_type(callee, target)} @{symbol(prefix, callee)}({types}) #0"
     head = f'target triple = "{target.triple}"\n'
     declarations = "\n".join(declared[name] for name in sorted(declared))
     return "\n".join([head, *bodies, declarations, "", _attributes(target), ""])
@@ -82,7 +82,7 @@ def _attributes(target: Target) -> str:
     return f'attributes #0 = {{ nounwind noinline "no-builtins" "no-stack-arg-probe" {pairs} }}\nattributes #1 = {{ nounwind }}'
 
 
-class _Function:
+class Function:
     """The text of one function. `label` is the basic block that is being written."""
 
     def __init__(self, kernel: Kernel, target: Target, prefix: str, declared: dict[str, str]) -> None:
@@ -98,7 +98,9 @@ class _Function:
         params = ", ".join(f"{self.type(p.type)} {self.named(p)}" for p in self.kernel.params)
         self.block(self.kernel.body)
         body = "\n".join([*self.locals, *self.lines])
-        return f"define hidden void @{symbol(self.prefix, self.kernel)}({params}) #0 {{\nentry:\n{body}\n  ret void\n}}\n"
+        result = "void" if self.kernel.result is None else self.typed(self.kernel.result)
+        head = f"define hidden {_result_type(self.kernel, self.target)} @{symbol(self.prefix, self.kernel)}({params}) #0"
+        return f"{head} {{\nentry:\n{body}\n  ret {result}\n}}\n"
 
     # --- names and lines ---
 
@@ -263,7 +265,11 @@ class _Function:
         self.intrinsic(f"llvm.masked.store.{_suffix(value.type)}.p0", "void", args)
 
     def _call(self, inst: Inst) -> None:
-        self.line(f"call void @{symbol(self.prefix, inst.attr)}({', '.join(map(self.typed, inst.args))}) #0")
+        call = f"call {self.type(inst.type)} @{symbol(self.prefix, inst.attr)}({', '.join(map(self.typed, inst.args))}) #0"
+        if inst.attr.result is None:
+            self.line(call)
+        else:
+            self.define(inst, call)
 
     # --- control ---
 
@@ -346,6 +352,10 @@ def element_bytes(type_: Type) -> int:
     return BYTES[type_.scalar]
 
 
+def _result_type(kernel: Kernel, target: Target) -> str:
+    return "void" if kernel.result is None else ir_type(kernel.result.type, target)
+
+
 def _suffix(type_: Type) -> str:
     return f"v{type_.lanes}{type_.scalar}" if type_.lanes > 1 else type_.scalar
 
@@ -357,7 +367,7 @@ def _phi(name: str, kind: str, x: str, y: str, from_x: str, from_y: str) -> str:
 def intrinsic_row(intrinsic: str) -> Callable[..., str]:
     """A row's emitter: `intrinsic` with the result type's suffix, on the arguments as they are."""
 
-    def emit(function: _Function, result: Type, args: Sequence[tuple[str, str]]) -> str:
+    def emit(function: Function, result: Type, args: Sequence[tuple[str, str]]) -> str:
         return function.intrinsic(f"{intrinsic}.{_suffix(result)}", ir_type(result, function.target), args)
 
     return emit

@@ -113,7 +113,8 @@ class KernelBuilder:
     def zero(self, type_: Type) -> Val:
         return self.const(0, type_)
 
-    def finish(self) -> Kernel:
+    def finish(self, result: Val | None = None) -> Kernel:
+        self._block.results = () if result is None else (result,)
         return Kernel(self.family, tuple(self._params), self._block, self.shared)
 
     # --- arithmetic ---
@@ -263,12 +264,13 @@ class KernelBuilder:
         blocks = (self._record(test, lambda: (condition(*test),)), self._record(inside, lambda: body(*inside)))
         return self._region("while", tuple(carried), blocks)
 
-    def call(self, kernel: Kernel, *args: Number) -> None:
+    def call(self, kernel: Kernel, *args: Number) -> Val:
+        """The callee's result; a value of type void where it has none."""
         values = tuple(self._index(a) for a in args)
         expected = tuple(p.type for p in kernel.params)
         if tuple(v.type for v in values) != expected:
             raise TypeError(f"{kernel.name} takes {expected}, got {tuple(v.type for v in values)}")
-        self._effect("call", VOID, values, kernel)
+        return self._effect("call", VOID if kernel.result is None else kernel.result.type, values, kernel)
 
     # --- inside ---
 

@@ -87,7 +87,8 @@ class _Writer:
             self.fresh(p)
         self.block(self.kernel.body)
         head = f"def kernel({', '.join(self.values[p] for p in self.kernel.params)}):"
-        return "\n".join([head, *self.lines, "    return None"]) + "\n"
+        result = "None" if self.kernel.result is None else self.use(self.kernel.result)
+        return "\n".join([head, *self.lines, f"    return {result}"]) + "\n"
 
     def fresh(self, inst: Inst) -> str:
         return self.values.setdefault(inst, f"v{len(self.values)}")
@@ -200,7 +201,7 @@ class _Writer:
 
     def _call(self, inst: Inst) -> None:
         self.names[inst.attr.name] = _compiled(inst.attr)
-        self.line(f"{inst.attr.name}({', '.join(map(self.use, inst.args))})")
+        self.value(inst, f"{inst.attr.name}({', '.join(map(self.use, inst.args))})")
 
     # --- control ---
 

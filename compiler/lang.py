@@ -1,10 +1,11 @@
 """The kernel language: the only other language there is. Kernels are recorded by `builder`, run by `interpret`, printed by emitters.
 
-A Kernel is a function without result: parameters, then a block of instructions in SSA form. Node kinds (KINDS) and their fields:
+A Kernel is a function: parameters, then a block of instructions in SSA form. A shared kernel may have a result, its block's. Node kinds
+(KINDS) and their fields:
 
 | kind | args | attr | meaning |
 | --- | --- | --- | --- |
-| param | | name | a parameter (ptr or index) or the variable of a loop or carried value |
+| param | | name | a parameter (ptr or index; of a shared kernel also i32), the variable of a loop or a carried value |
 | const | | number | a number of the type; a vector of it in every lane when the type has lanes |
 | binary | a, b | op of BINARY | lane by lane |
 | compare | a, b | predicate of COMPARE | i1 lanes |
@@ -18,7 +19,7 @@ A Kernel is a function without result: parameters, then a block of instructions 
 | masked_load | ptr, index, mask | | lanes off read nothing and are zero |
 | masked_store | ptr, index, value, mask | | lanes off write nothing |
 | virtual | ... | name in `virtual.VIRTUALS` | an instruction that the target's rows provide |
-| call | ... | Kernel | an internal function |
+| call | ... | Kernel | an internal function; the value is its result, if it has one |
 | local | | (scalar, count) | a pointer to an uninitialised array that lives as long as the call |
 | loop | start, stop, step, *carried | | blocks: one, params (variable, *carried), results the next carried values; runs while variable < stop |
 | if | condition | | blocks: then, else; their results are the node's |
@@ -27,7 +28,9 @@ A Kernel is a function without result: parameters, then a block of instructions 
 | grid_index | | axis or (axis, "block") | GPU work item |
 | barrier | | | GPU block barrier |
 
-Types: index is as wide as a pointer; i1 is a truth value; integers have no sign, the operations do. Integers wrap around.
+Types: index is as wide as a pointer; i1 is a truth value and has no form in memory; integers have no sign, the operations do. Integers
+wrap around, but index additions, subtractions, products and left shifts must not. Addresses are multiples of the element's size. A shift by
+the width or more and a conversion out of range give an unspecified number; dividing by zero is an error.
 Float min and max are `a < b ? a : b` and `a > b ? a : b` (so the second where either is NaN).
 """
 
@@ -121,6 +124,10 @@ class Kernel:
             digest = hashlib.sha256(text(self).encode()).hexdigest()[:10]
             object.__setattr__(self, "name", f"{self.family}_{digest}")
 
+    @property
+    def result(self) -> Inst | None:
+        return self.body.results[0] if self.body.results else None
+
     def callees(self) -> tuple[Kernel, ...]:
         """Every kernel this one calls, directly or not, callees first, each once."""
         found: dict[str, Kernel] = {}
@@ -164,4 +171,6 @@ def text(kernel: Kernel) -> str:
 
     lines.append(f"kernel {kernel.family}({', '.join(f'{name(p)} {p.type}' for p in kernel.params)})")
     show(kernel.body, 1)
+    if kernel.result is not None:
+        lines.append(f"  -> {name(kernel.result)}")
     return "\n".join(lines) + "\n"

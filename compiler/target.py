@@ -36,6 +36,7 @@ class Target:
 
     vector_bits: 0 where there are no vectors. vector_registers: architectural float/vector registers that a kernel may fill.
     masked: masked loads and stores are real instructions, not loops of branches. fpu: float32 arithmetic is in hardware.
+    divides: integer division of 32 bits is.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Target:
     vector_registers: int = 16
     masked: bool = False
     fpu: bool = True
+    divides: bool = True
     rows: tuple[Row, ...] = ()
     memories: tuple[Memory, ...] = ()
     clock_hz: int = 0

@@ -112,6 +112,35 @@ def _ceil_fallback(k: KernelBuilder, a: Val) -> Val:
     return _signed_like(k, k.select(near < a, near + 1.0, near), a)
 
 
+def _leading_zeros_meaning(a: Any) -> Any:
+    """frexp's exponent of a whole number is the number of its bits."""
+    bits = np.frexp(np.asarray(a).view(np.uint32).astype(np.float64))[1]
+    return (32 - bits).astype(np.int32)[()]
+
+
+def _leading_zeros_fallback(k: KernelBuilder, a: Val) -> Val:
+    """Halving: while the upper half is empty, count it and look at the lower one."""
+    count = k.zero(a.type)
+    for half in (16, 8, 4, 2, 1):
+        empty = k.compare("ult", a, 1 << (32 - half))
+        count = k.select(empty, count + half, count)
+        a = k.select(empty, a << half, a)
+    return k.select(a < 0, count, count + 1)
+
+
+def _mul_high_meaning(a: Any, b: Any) -> Any:
+    product = np.asarray(a).view(np.uint32).astype(np.uint64) * np.asarray(b).view(np.uint32)
+    return (product >> np.uint64(32)).astype(np.uint32).view(np.int32)[()]
+
+
+def _mul_high_fallback(k: KernelBuilder, a: Val, b: Val) -> Val:
+    """Products of halves, their sums carried upward: none of them can overflow."""
+    (a_low, a_high), (b_low, b_high) = ((x & 0xFFFF, k.binary("lshr", x, 16)) for x in (a, b))
+    middle = a_high * b_low + k.binary("lshr", a_low * b_low, 16)
+    other = a_low * b_high + (middle & 0xFFFF)
+    return a_high * b_high + k.binary("lshr", middle, 16) + k.binary("lshr", other, 16)
+
+
 def _same(a: Type, *_: Type) -> Type:
     return a
 
@@ -123,6 +152,8 @@ _LIST = (
     Virtual("round_even", _same, np.rint, _round_even_fallback),  # to the nearest whole number, ties to the even one
     Virtual("floor", _same, np.floor, _floor_fallback),
     Virtual("ceil", _same, np.ceil, _ceil_fallback),
+    Virtual("leading_zeros", _same, _leading_zeros_meaning, _leading_zeros_fallback),  # of i32; 32 of zero
+    Virtual("mul_high", _same, _mul_high_meaning, _mul_high_fallback),  # upper half of the unsigned product of two i32
 )
 
 VIRTUALS: Mapping[str, Virtual] = {v.name: v for v in _LIST}

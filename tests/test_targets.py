@@ -10,7 +10,7 @@ from cortado.backends.codegen import assembly, compile_modules
 from cortado.backends.llvm import emit_module
 from cortado.backends.targets import find_target, target_names
 from cortado.compiler.builder import KernelBuilder, Val
-from cortado.compiler.lang import F32, INDEX, Kernel, Type
+from cortado.compiler.lang import F32, I32, INDEX, Kernel, Type
 from cortado.compiler.target import Target
 from cortado.compiler.virtual import VIRTUALS
 from cortado.errors import TargetError
@@ -27,7 +27,7 @@ MNEMONICS = {
     "aarch64": {"fma": r"fml?add?|fmla", "abs": "fabs", "sqrt": "fsqrt", "round_even": "frintn", "floor": "frintm", "ceil": "frintp"},
     "arm": {
         "fma": r"vfma\.f32", "abs": r"vabs\.f32", "sqrt": r"vsqrt\.f32", "round_even": r"vrintn\.f32", "floor": r"vrintm\.f32",
-        "ceil": r"vrintp\.f32",
+        "ceil": r"vrintp\.f32", "leading_zeros": "clz", "mul_high": "umull",
     },
 }  # fmt: skip
 
@@ -57,9 +57,9 @@ def test_every_virtual_instruction_has_a_form_without_calls(name: str) -> None:
     target = find_target(name)
     if not target.fpu:
         pytest.skip("float operations of cores without a float unit are another test's")
-    kernels = [
-        applied(target, virtual, (F32.with_lanes(target.lanes("f32")),) * (3 if virtual == "fma" else 1)) for virtual in VIRTUALS
-    ]
+    kind = F32.with_lanes(target.lanes("f32"))
+    types = {"fma": (kind,) * 3, "leading_zeros": (I32,), "mul_high": (I32, I32)}
+    kernels = [applied(target, virtual, types.get(virtual, (kind,))) for virtual in VIRTUALS]
     compile_modules([("m", emit_module(kernels, target, "t"))], target)
 
 
@@ -130,7 +130,7 @@ def test_targets_describe_themselves(name: str) -> None:
     target = find_target(name)
     assert target.name == name and target.pointer_bits == (32 if target.family == "arm" else 64)
     assert target.vector_bits in (0, 128, 256, 512) and target.vector_registers in (8, 16, 32)
-    assert target.fpu or not target.rows
+    assert target.fpu or not any(type_.is_float for row in target.rows for type_ in row.types)
 
 
 def test_levels_of_x86() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from cortado.backends.llvm import intrinsic_row
-from cortado.compiler.lang import Type
+from cortado.backends.llvm import Function, intrinsic_row
+from cortado.compiler.lang import I32, Type
 from cortado.compiler.target import Row
 
 INTRINSICS: Mapping[str, str] = {
@@ -38,3 +38,16 @@ def float_rows(features: Mapping[str, str], vector_bits: int, scalars: tuple[str
 
 def _emitter(name: str) -> Callable[..., str]:
     return intrinsic_row(INTRINSICS[name])
+
+
+def _leading_zeros(function: Function, result: Type, args: Sequence[tuple[str, str]]) -> str:
+    return function.intrinsic("llvm.ctlz.i32", "i32", [args[0], ("i1", "false")])
+
+
+def _mul_high(function: Function, result: Type, args: Sequence[tuple[str, str]]) -> str:
+    wide = [function.assign(f"zext i32 {value} to i64") for _, value in args]
+    product = function.assign(f"mul nuw i64 {wide[0]}, {wide[1]}")
+    return function.assign(f"trunc i64 {function.assign(f'lshr i64 {product}, 32')} to i32")
+
+
+INTEGER_ROWS = (Row("leading_zeros", (I32,), "", _leading_zeros), Row("mul_high", (I32, I32), "", _mul_high))
