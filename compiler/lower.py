@@ -12,6 +12,7 @@ from cortado.compiler.graph import Graph, Node
 from cortado.compiler.kernels.move import lower_copy
 from cortado.compiler.kernels.table import LOWERINGS, Lowering
 from cortado.compiler.lang import Kernel
+from cortado.compiler.legalize import legalize
 from cortado.compiler.ops import OPS
 from cortado.compiler.plan import Interval, align, assign_offsets, verify_plan
 from cortado.compiler.program import Argument, Buffer, KernelCall, Operand, Program, Step, contiguous_strides
@@ -181,7 +182,8 @@ class _Steps:
     def _step(self, pending: _Pending, number: Mapping[Root, int]) -> Step:
         node, call = pending.node, pending.call
         args = tuple(Argument(number[root], offset) for root, offset in pending.places)
-        return Step(call.kernel, args, call.tasks, pending.name, node.op, node.origin, pending.macs)
+        kernel = legalize(call.kernel, self.target)
+        return Step(kernel, args, call.tasks, pending.name, node.op, node.origin, pending.macs)
 
 
 def _info(graph: Graph, name: str, type_: TensorType) -> TensorInfo:
