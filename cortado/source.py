@@ -136,7 +136,7 @@ def _parse(data: bytes, where: str) -> NetDef:
         except UnicodeDecodeError:
             raise FormatError(f"{where}: neither a binary model nor UTF-8 text") from None
         return parse_net_text(text, where)
-    raise UnsupportedError(f"{where}: this is a {kind}; so far Caffe2 NetDefs (.pb, .pbtxt) can be read", (where,))
+    raise UnsupportedError(f"{where}: found {kind}; only Caffe2 NetDefs (.pb, .pbtxt) can be read so far", (where,))
 
 
 def _read_folder(folder: Path) -> Nets:
@@ -248,8 +248,8 @@ def _npy(archive: zipfile.ZipFile, member: str, what: str) -> np.ndarray:
 
 
 def checked_array(name: str, array: Any, where: str) -> np.ndarray:
-    """A user's array in native byte order. InputError where its dtype is none that a tensor can have."""
-    array = np.asarray(array)
+    """A copy of a user's array in native byte order. InputError where its dtype is none that a tensor can have."""
+    array = np.array(array)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype not in NUMPY_DTYPE.values():
         raise InputError(f"{where}: array '{name}' has dtype {array.dtype}; tensors are {', '.join(sorted(NUMPY_DTYPE))}")

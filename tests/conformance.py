@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +58,10 @@ def operators(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.npz") if path.stem != "nets")
 
 
-def iter_cases(folder: Path, operator: str) -> Iterator[Case]:
-    """The recorded cases of one operator, or of "nets", without the excluded ones."""
-    skipped = exclusions()
-    with np.load(folder / f"{operator}.npz") as archive:
-        arrays = {name: archive[name] for name in archive.files}
+def iter_cases(folder: Path, operator: str, everything: bool = False) -> Iterator[Case]:
+    """The recorded cases of one operator, or of "nets", without the excluded ones unless everything is asked for."""
+    skipped = {} if everything else exclusions()
+    arrays = _arrays(folder, operator)
     for number in sorted({name.partition(".")[0] for name in arrays}):
         if (operator, "*") in skipped or (operator, number) in skipped:
             continue
@@ -125,6 +124,12 @@ def difference(got: np.ndarray, want: np.ndarray, tolerance: Tolerance) -> str:
 
 
 # --- reading ---
+
+
+@lru_cache(maxsize=2)
+def _arrays(folder: Path, operator: str) -> dict[str, np.ndarray]:
+    with np.load(folder / f"{operator}.npz") as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 @cache

@@ -78,7 +78,9 @@ def plan_net(net: NetDef, outputs: Sequence[str] | None, where: str) -> Plan:
     names = tuple(dict.fromkeys(net.external_outputs if outputs is None else outputs))
     if not names:
         last = list(net.operators[-1].outputs[:1])
-        raise InputError(f"{where}: the net declares no external_output; name what to compute, e.g. outputs={last}")
+        raise InputError(
+            f"{where}: the net declares no external_output; name what to compute, e.g. outputs={last} (or the file is cut off)"
+        )
     known = {name for op in net.operators for name in (*op.inputs, *op.outputs)} | set(net.external_inputs)
     absent = [name for name in names if name not in known]
     if absent:
@@ -95,7 +97,7 @@ def plan_net(net: NetDef, outputs: Sequence[str] | None, where: str) -> Plan:
 
 
 def _absent_outputs(absent: Sequence[str], known: Iterable[str], where: str, declared: bool) -> Exception:
-    close = {name: get_close_matches(name, known, 3) for name in absent}
+    close = {name: get_close_matches(name, sorted(known)[:5000], 3) if len(absent) <= 3 else [] for name in absent}
     hints = "; ".join(f"'{name}'" + (f" (close: {', '.join(close[name])})" if close[name] else "") for name in absent)
     if declared:
         return FormatError(f"{where}: external_output names blobs that no operator writes: {hints}. The file may be cut off")
@@ -141,13 +143,15 @@ def evaluate_net(net: NetDef, wanted: Iterable[str], where: str) -> dict[str, np
 
 
 def _unknown_operators(plan: Plan) -> list[str]:
-    lines = []
-    for step in plan.steps:
-        if step.operator.type not in OPERATORS:
-            close = get_close_matches(step.operator.type, OPERATORS, 1, 0.85)
-            hint = f"; did the file mean {close[0]}?" if close else ""
-            lines.append(f"{_label(step)}: there is no importer for operators of type '{step.operator.type}'{hint}")
-    return lines
+    unknown = [step for step in plan.steps if step.operator.type not in OPERATORS]
+    hints = {}
+    for kind in sorted({step.operator.type for step in unknown}):
+        close = get_close_matches(kind, OPERATORS, 1, 0.85) if len(hints) < 20 else []
+        hints[kind] = f"; did the file mean {close[0]}?" if close else ""
+    return [
+        f"{_label(step)}: there is no importer for operators of type '{step.operator.type}'{hints[step.operator.type]}"
+        for step in unknown
+    ]
 
 
 def _check_given(plan: Plan, blobs: Mapping[str, np.ndarray], inputs: Mapping[str, TensorType]) -> None:
@@ -245,12 +249,21 @@ def _run(work: _Import, step: Step) -> None:
         work.unset.update((blob, "") for blob in step.outputs)
         return
     except (FormatError, ShapeError) as error:
-        raise type(error)(f"{work.plan.where}: {_label(step)}: {error}") from None
+        raise type(error)(f"{work.plan.where}: {_label(step)}: {error}{_placeholder_hint(work, step, error)}") from None
     for blob, value in zip(step.outputs, results, strict=True):
         if value is None:
             work.unset[blob] = f"{_label(step)} leaves '{blob.name}' unset"
         else:
             work.values[blob] = value
+
+
+def _placeholder_hint(work: _Import, step: Step, error: Exception) -> str:
+    """Init nets often fill the net's own inputs with a placeholder, which then has a wrong shape."""
+    first = step.inputs[0] if step.inputs else None
+    value = work.values.get(first) if first is not None and first.version == 0 else None
+    if first is None or value is None or value.constant is None or not isinstance(error, ShapeError):
+        return ""
+    return f". ('{first.name}' comes from init=; if it is an input of the net, give its shape with inputs=)"
 
 
 def _read(work: _Import, blob: Blob, reader: str) -> Value:

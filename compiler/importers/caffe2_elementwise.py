@@ -220,7 +220,7 @@ def _chain(op: str, allowed: frozenset[str], after: str = "") -> OpSpec:
     """((x0 op x1) op x2) ..., all of one shape, then a unary operator."""
 
     def build(call: Call) -> Results:
-        _same_shapes(call, call.inputs)
+        _same_shapes(call)
         call.dtype(allowed)
         if len(call.inputs) == 1 and not after:
             return (call.x,)
@@ -237,15 +237,16 @@ def _folded(call: Call, op: str, values: Sequence[Value], after: str) -> Value:
     return call.node(after, (total,)) if after else total
 
 
-def _same_shapes(call: Call, values: Sequence[Value]) -> None:
-    for name, value in zip(call.operator.inputs, call.inputs, strict=True):
-        if value in values and value.shape != values[0].shape:
-            raise ShapeError(f"input '{name}' is {show(value.shape)}, but '{call.operator.inputs[0]}' is {show(values[0].shape)}")
+def _same_shapes(call: Call, step: int = 1) -> None:
+    """Of every step-th input."""
+    for name, value in zip(call.operator.inputs[::step], call.inputs[::step], strict=True):
+        if value.shape != call.x.shape:
+            raise ShapeError(f"input '{name}' is {show(value.shape)}, but '{call.operator.inputs[0]}' is {show(call.x.shape)}")
 
 
 def _mean(call: Call) -> Results:
     call.dtype(FLOAT32)
-    _same_shapes(call, call.inputs)
+    _same_shapes(call)
     if len(call.inputs) == 1:
         return (call.x,)
     total = call.x
@@ -262,7 +263,7 @@ def _weighted_sum(call: Call) -> Results:
         raise FormatError(f"takes pairs of a tensor and its weight, the file gives {len(call.inputs)} inputs")
     if any(weight.type.size != 1 for weight in weights):
         raise ShapeError("every weight (input 1, 3, ...) must have exactly one element")
-    _same_shapes(call, values)
+    _same_shapes(call, 2)
     terms = []
     for number, (value, weight) in enumerate(zip(values, weights, strict=True)):
         scalar = call.reshaped(weight, (), f"weight{number}")
