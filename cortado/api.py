@@ -78,11 +78,6 @@ def compile(
     separate_weights: a file beside the library instead of constants in it.
     Raises UnsupportedError that lists every node without a kernel, TargetError, OptionError.
     """
-    from cortado.backends.codegen import start_workers
-    from cortado.backends.targets import find_target
-    from cortado.build import build, source_of
-    from cortado.compiler.pipeline import compile_program
-
     if not isinstance(graph, Graph):
         raise OptionError(f"compile takes a graph, as cortado.load gives it, not {type(graph).__name__}")
     if board is not None:
@@ -90,8 +85,14 @@ def compile(
     if calibration is not None and dtype != "int8":
         raise OptionError("calibration is for dtype 'int8'; leave it out")
     options = CompileOptions(name, dtype, io_dtype, optimize_for, threads, strict, separate_weights)
+    from cortado.backends.codegen import start_workers
+    from cortado.backends.targets import find_target
+
     found = find_target(target) if isinstance(target, str) else target
-    start_workers()
+    start_workers()  # before the imports below: they take as long as starting LLVM does
+    from cortado.build import build, source_of
+    from cortado.compiler.pipeline import compile_program
+
     program = compile_program(graph, found, options)
     return Model(build(program, found, options, source_of(graph), None if preprocess is None else preprocess.to_dict()))
 
@@ -119,8 +120,9 @@ def _blobs(init: Any, wanted: Sequence[str], predict: NetDef) -> dict[str, np.nd
             if isinstance(init, (str, os.PathLike))
             else "init net",
         )
-    arrays = given if isinstance(given, dict) else arrays_from_npz(given, wanted)
-    return {name: checked_array(name, arrays[name], "init") for name in wanted if name in arrays}
+    if not isinstance(given, dict):
+        given = arrays_from_npz(given, wanted)
+    return {name: checked_array(name, given[name], "init") for name in wanted if name in given}
 
 
 def _input_types(inputs: Mapping[str, Any]) -> dict[str, TensorType]:
