@@ -87,6 +87,8 @@ class Model:
         return arrays
 
     def _get_runner(self) -> Runner:
+        if self._runner is not None:
+            return self._runner
         from cortado.runtime.emulate import EmulatedRunner
         from cortado.runtime.loader import HostRunner, runs_in_process
 

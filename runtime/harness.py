@@ -24,16 +24,8 @@ _OPEN, _WRITE, _READ, _EXIT = 1, 5, 6, 0x20  # Semihosting for AArch32 and AArch
 _READ_BINARY, _WRITE_BINARY, _APPLICATION_EXIT = 1, 5, 0x20026
 
 
-def linux_harness(
-    architecture: str, triple: str, index: str, arena: int, weights: int, inputs: Sequence[int], outputs: Sequence[int]
-) -> str:
-    """architecture: "aarch64" or "arm". index: the IR type of a pointer's width. arena, inputs, outputs: bytes.
-
-    weights: bytes of a separate file, 0 where they are linked. Standard input brings weights and inputs, standard output takes the outputs.
-    """
-    code, read, write, exit_ = _LINUX[architecture]
-    system = f"""
-define hidden {index} @system({index} %number, {index} %a, {index} %b, {index} %c) noinline optnone nounwind {_bytes(code)} {{
+_LINUX_TEXT = """
+define hidden {index} @system({index} %number, {index} %a, {index} %b, {index} %c) noinline optnone nounwind {code} {{
   ret {index} 0
 }}
 
@@ -55,7 +47,7 @@ more:
   %next = add {index} %at, %moved
   br label %loop
 short:
-  call void @leave(i32 {SHORT})
+  call void @leave(i32 {short})
   br label %done
 done:
   ret void
@@ -72,28 +64,20 @@ define internal void @give(ptr %data, {index} %count) nounwind {{
 }}
 
 define internal void @leave(i32 %status) nounwind {{
-  %wide = {"zext i32 %status to i64" if index == "i64" else "add i32 %status, 0"}
-  %never = call {index} @system({index} {exit_}, {index} %wide, {index} 0, {index} 0)
+  %wide = {exit_word}
+  %never = call {index} @system({index} {exit}, {index} %wide, {index} 0, {index} 0)
   ret void
 }}
 """
-    main = _main(index, arena, weights, inputs, outputs)
-    start = f"\ndefine hidden void @{ENTRY}() nounwind {{\n  call void @main()\n  ret void\n}}\n"
-    return f'target triple = "{triple}"\n{system}{main}{start}'
 
-
-def microcontroller_harness(
-    triple: str, fpu: bool, arena: int, weights: int, inputs: Sequence[int], outputs: Sequence[int]
-) -> str:
-    """For Cortex-M with Arm semihosting: files INPUT_FILE and OUTPUT_FILE in the emulator's folder. Sizes as in `linux_harness`."""
-    system = f"""
-define hidden i32 @system(i32 %operation, ptr %block) noinline optnone nounwind {_bytes(_SEMIHOSTING)} {{
+_BOARD_TEXT = """
+define hidden i32 @system(i32 %operation, ptr %block) noinline optnone nounwind {code} {{
   ret i32 0
 }}
 
 @files = internal global [2 x i32] zeroinitializer
-@input_name = internal constant [{len(INPUT_FILE) + 1} x i8] c"{INPUT_FILE}\\00"
-@output_name = internal constant [{len(OUTPUT_FILE) + 1} x i8] c"{OUTPUT_FILE}\\00"
+@input_name = internal constant {input}
+@output_name = internal constant {output}
 
 define internal i32 @call3(i32 %operation, i32 %a, i32 %b, i32 %c) nounwind {{
   %block = alloca [3 x i32], align 4
@@ -112,7 +96,7 @@ define internal void @transfer(i32 %operation, i32 %file, ptr %data, i32 %count)
   %good = icmp eq i32 %left, 0
   br i1 %good, label %done, label %short
 short:
-  call void @leave(i32 {SHORT})
+  call void @leave(i32 {short})
   br label %done
 done:
   ret void
@@ -120,27 +104,54 @@ done:
 
 define internal void @take(ptr %data, i32 %count) nounwind {{
   %file = load i32, ptr @files
-  call void @transfer(i32 {_READ}, i32 %file, ptr %data, i32 %count)
+  call void @transfer(i32 {read}, i32 %file, ptr %data, i32 %count)
   ret void
 }}
 
 define internal void @give(ptr %data, i32 %count) nounwind {{
   %place = getelementptr i8, ptr @files, i32 4
   %file = load i32, ptr %place
-  call void @transfer(i32 {_WRITE}, i32 %file, ptr %data, i32 %count)
+  call void @transfer(i32 {write}, i32 %file, ptr %data, i32 %count)
   ret void
 }}
 
 define internal void @leave(i32 %status) nounwind {{
-  %never = call i32 @call3(i32 {_EXIT}, i32 {_APPLICATION_EXIT}, i32 %status, i32 0)
+  %never = call i32 @call3(i32 {exit}, i32 {reason}, i32 %status, i32 0)
   ret void
 }}
 
 define hidden void @cortado_fault() nounwind {{
-  call void @leave(i32 {FAULT})
+  call void @leave(i32 {fault})
   ret void
 }}
 """
+
+
+def linux_harness(
+    architecture: str, triple: str, index: str, arena: int, weights: int, inputs: Sequence[int], outputs: Sequence[int]
+) -> str:
+    """architecture: "aarch64" or "arm". index: the IR type of a pointer's width. arena, inputs, outputs: bytes.
+
+    weights: bytes of a separate file, 0 where they are linked. Standard input brings weights and inputs, standard output takes the outputs.
+    """
+    code, read, write, exit_ = _LINUX[architecture]
+    exit_word = "zext i32 %status to i64" if index == "i64" else "add i32 %status, 0"
+    system = _LINUX_TEXT.format(
+        index=index, code=_bytes(code), read=read, write=write, exit=exit_, exit_word=exit_word, short=SHORT
+    )
+    main = _main(index, arena, weights, inputs, outputs)
+    start = f"\ndefine hidden void @{ENTRY}() nounwind {{\n  call void @main()\n  ret void\n}}\n"
+    return f'target triple = "{triple}"\n{system}{main}{start}'
+
+
+def microcontroller_harness(
+    triple: str, fpu: bool, arena: int, weights: int, inputs: Sequence[int], outputs: Sequence[int]
+) -> str:
+    """For Cortex-M with Arm semihosting: files INPUT_FILE and OUTPUT_FILE in the emulator's folder. Sizes as in `linux_harness`."""
+    system = _BOARD_TEXT.format(
+        code=_bytes(_SEMIHOSTING), read=_READ, write=_WRITE, exit=_EXIT, reason=_APPLICATION_EXIT, short=SHORT, fault=FAULT,
+        input=_c_string(INPUT_FILE), output=_c_string(OUTPUT_FILE),
+    )  # fmt: skip
     access = f"  store volatile i32 {_FULL_ACCESS}, ptr inttoptr (i32 {_signed(_CPACR)} to ptr)\n" if fpu else ""
     start = f"""
 define hidden void @{ENTRY}() nounwind {{
@@ -195,6 +206,10 @@ def _main(index: str, arena: int, weights: int, inputs: Sequence[int], outputs: 
     ]
     lines += [f"  call void @give(ptr @out{i}, {index} {nbytes})" for i, nbytes in enumerate(outputs) if nbytes]
     return "\n".join([*lines, "  call void @leave(i32 0)", "  ret void", "}", ""])
+
+
+def _c_string(text: str) -> str:
+    return f'[{len(text) + 1} x i8] c"{text}\\00"'
 
 
 def _bytes(code: str) -> str:

@@ -44,7 +44,7 @@ class HostRunner:
 
     def run(self, inputs: Sequence[np.ndarray], threads: int = 1) -> list[np.ndarray]:
         """New output arrays, in order, for input arrays of the right dtypes and shapes, in order."""
-        given = [np.require(array, requirements=["C_CONTIGUOUS", "ALIGNED"]) for array in inputs]
+        given = [array if array.flags.carray else np.require(array, requirements="CA") for array in inputs]
         outputs = [_new_output(info) for _, info in self._manifest.outputs]
         ins, outs = _pointers(given), _pointers(outputs)
         with self._lock:
@@ -96,7 +96,8 @@ def _new_output(info: TensorInfo) -> np.ndarray:
 
 
 def _pointers(arrays: Sequence[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * max(len(arrays), 1))(*[array.ctypes.data for array in arrays])
+    """The interface is read a good deal faster than `ctypes.data`."""
+    return (ctypes.c_void_p * max(len(arrays), 1))(*[array.__array_interface__["data"][0] for array in arrays])
 
 
 def _missing_features(manifest: Manifest) -> str:
