@@ -16,7 +16,7 @@ from cortado.errors import InputError, OptionError, UnsupportedError
 from cortado.model import Model
 from cortado.preprocess import Preprocess
 from cortado.proto.caffe2 import NetDef
-from cortado.source import arrays_from_npz, checked_array, external_reads, read_init, read_nets
+from cortado.source import Nets, arrays_from_npz, checked_array, external_reads, read_init, read_nets
 
 if TYPE_CHECKING:
     from cortado.compiler.target import Target
@@ -49,8 +49,7 @@ def load(
     try:
         plan = plan_net(nets.predict, outputs, nets.where)
         wanted = [name for name in plan.reads if name not in types]
-        given = nets.init if init is None else init
-        return import_net(plan, {} if given is None else _blobs(given, wanted, nets.predict), types)
+        return import_net(plan, _blobs(nets, init, wanted), types)
     except MemoryError:
         raise InputError(f"{nets.where}: the weights do not fit this machine's memory") from None
 
@@ -84,7 +83,15 @@ def compile(
         raise OptionError(f"board {board!r}: this version knows no boards; give the processor as target")
     if calibration is not None and dtype != "int8":
         raise OptionError("calibration is for dtype 'int8'; leave it out")
-    options = CompileOptions(name, dtype, io_dtype, optimize_for, threads, strict, separate_weights)
+    options = CompileOptions(
+        name=name,
+        dtype=dtype,
+        io_dtype=io_dtype,
+        optimize_for=optimize_for,
+        threads=threads,
+        strict=strict,
+        separate_weights=separate_weights,
+    )
     from cortado.backends.codegen import start_workers
     from cortado.backends.targets import find_target
 
@@ -104,22 +111,17 @@ def open(folder: str | os.PathLike[str]) -> Model:
     return Model(read_bundle(folder))
 
 
-def _blobs(init: Any, wanted: Sequence[str], predict: NetDef) -> dict[str, np.ndarray]:
-    """The wanted blobs, those of them that init gives."""
-    given = read_init(init)
+def _blobs(nets: Nets, init: Any, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    """The wanted blobs, those of them that `init`, or else the init net beside the source, gives."""
+    if init is None and nets.init is None:
+        return {}
+    given = nets.init if init is None else read_init(init)
+    where = nets.init_where if init is None else f"init net {init}" if isinstance(init, (str, os.PathLike)) else "init net"
     if isinstance(given, NetDef):
-        writes = {name for op in predict.operators for name in op.outputs}
+        writes = {name for op in nets.predict.operators for name in op.outputs}
         if not external_reads(given).isdisjoint(writes):
-            raise InputError("init= is a net that reads what the source net computes: source and init are exchanged")
-        return evaluate_net(
-            given,
-            wanted,
-            "init net"
-            if isinstance(init, NetDef)
-            else f"init net {init}"
-            if isinstance(init, (str, os.PathLike))
-            else "init net",
-        )
+            raise InputError(f"{where} reads what the source net computes: source and init are exchanged")
+        return evaluate_net(given, wanted, where)
     if not isinstance(given, dict):
         given = arrays_from_npz(given, wanted)
     return {name: checked_array(name, given[name], "init") for name in wanted if name in given}

@@ -89,13 +89,18 @@ class Model:
     def _get_runner(self) -> Runner:
         if self._runner is not None:
             return self._runner
-        from cortado.runtime.emulate import EmulatedRunner
         from cortado.runtime.loader import HostRunner, runs_in_process
 
         with self._lock:
             if self._runner is None:
-                self._runner = HostRunner(self._bundle) if runs_in_process(self._bundle) else EmulatedRunner(self._bundle)
+                self._runner = HostRunner(self._bundle) if runs_in_process(self._bundle) else _emulated(self._bundle)
             return self._runner
+
+
+def _emulated(bundle: Bundle) -> Runner:
+    from cortado.runtime.emulate import EmulatedRunner
+
+    return EmulatedRunner(bundle)
 
 
 def _describe(info: TensorInfo) -> str:
