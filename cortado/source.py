@@ -27,10 +27,11 @@ _HEAD = 65536
 
 @dataclass(frozen=True)
 class Nets:
-    """A predict net and, where the source held one, the init net that goes with it. where: what to call the source in messages."""
+    """A predict net and, where the source held one, the init net that goes with it, each with what to call it in messages."""
 
     where: str
     predict: NetDef
+    init_where: str = ""
     init: NetDef | None = None
 
 
@@ -151,7 +152,7 @@ def _read_folder(folder: Path) -> Nets:
         names = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
         raise FormatError(f"{folder}: no Caffe2 NetDef in this folder; it holds {names}")
     if len(found) == 1:
-        return Nets(str(folder), next(iter(found.values())))
+        return Nets(str(folder / next(iter(found))), next(iter(found.values())))
     predict = [name for name, net in found.items() if any(_feeds(other, net) for other in found.values() if other is not net)]
     init = [name for name, net in found.items() if any(_feeds(net, found[p]) for p in predict if found[p] is not net)]
     if len(found) != 2 or len(predict) != 1 or len(init) != 1:
@@ -159,7 +160,7 @@ def _read_folder(folder: Path) -> Nets:
             f"{folder}: cannot tell which of {', '.join(found)} are the predict and the init net; name both: "
             "load(predict, init=init)"
         )
-    return Nets(str(folder), found[predict[0]], found[init[0]])
+    return Nets(str(folder / predict[0]), found[predict[0]], str(folder / init[0]), found[init[0]])
 
 
 def _equal(a: NetDef, b: NetDef) -> bool:

@@ -22,10 +22,9 @@ from cortado.compiler.importers import (
 )
 from cortado.compiler.importers.caffe2_args import Args
 from cortado.compiler.importers.caffe2_blobs import Blob, Renamed, Step, rename
-from cortado.compiler.importers.caffe2_call import Call, OpSpec, Scope
+from cortado.compiler.importers.caffe2_call import MAX_FILL, MAX_FILLS, Call, OpSpec, Scope, evaluated
 from cortado.compiler.importers.layouts import boundary_layouts
 from cortado.compiler.ops.checks import bounded
-from cortado.compiler.reference import run_graph
 from cortado.compiler.types import TensorType
 from cortado.errors import FormatError, InputError, ShapeError, UnsupportedError
 from cortado.proto.caffe2 import NetDef
@@ -112,6 +111,12 @@ def import_net(plan: Plan, blobs: Mapping[str, np.ndarray], inputs: Mapping[str,
     """
     unknown = _unknown_operators(plan)
     _check_given(plan, blobs, inputs)
+    declared = sum(caffe2_fill.declared_bytes(step.operator) for step in plan.steps)
+    if declared > MAX_FILLS:
+        raise ShapeError(
+            f"{plan.where}: the net's fills declare {declared / 2**30:.1f} GiB of tensors; at most {MAX_FILLS >> 30} GiB are made. "
+            "Check their shapes"
+        )
     scope = Scope({name for op in plan.net.operators for name in (*op.inputs, *op.outputs)} | set(plan.net.external_inputs))
     work = _Import(plan, scope, problems=unknown)
     feeds = _feeds(plan, inputs, scope)
@@ -136,7 +141,10 @@ def evaluate_net(net: NetDef, wanted: Iterable[str], where: str) -> dict[str, np
     graph = import_net(plan_net(net, names, where), {}, {})
     ready = {name: value.constant for name, value in graph.outputs if value.constant is not None}
     rest = Graph(graph.name, (), tuple((name, value) for name, value in graph.outputs if name not in ready))
-    return {**ready, **run_graph(rest, {})}
+    try:
+        return {**ready, **evaluated(rest, MAX_FILL)}
+    except ShapeError as error:
+        raise ShapeError(f"{where}: {error}") from None
 
 
 # --- before the walk ---

@@ -26,7 +26,7 @@ MANY = 1 << 30
 
 MAX_FILL = 512 << 20  # bytes of one tensor that a file only declares, without holding its values
 MAX_FILLS = 2 << 30  # bytes of all of them
-MAX_KNOWN = 1 << 20  # bytes of a tensor that is evaluated because a shape depends on it
+MAX_KNOWN = 1 << 20  # bytes of any tensor that is evaluated because a shape depends on it
 
 _LAYOUTS = {(True, 3): "NCW", (True, 4): "NCHW", (True, 5): "NCDHW", (False, 3): "NWC", (False, 4): "NHWC", (False, 5): "NDHWC"}
 
@@ -244,9 +244,20 @@ class Call:
                 f"the {what} '{self.operator.inputs[position]}' is computed from the net's inputs; it must be constant, since all "
                 "shapes are fixed when compiling"
             )
-        if value.type.nbytes > MAX_KNOWN:
-            raise ShapeError(f"the {what} '{self.operator.inputs[position]}' is {value.type}, far larger than any {what}")
-        return run_graph(graph, {})[""]
+        return evaluated(graph, MAX_KNOWN)[""]
+
+
+def evaluated(graph: Graph, limit: int) -> dict[str, np.ndarray]:
+    """The outputs of a graph without inputs. ShapeError where a tensor on the way takes more than `limit` bytes."""
+    kinds = [(node.name, kind) for node in graph.nodes() if node.op != "constant" for kind in node.types]
+    for name, kind in kinds:
+        if kind.nbytes > limit:
+            raise ShapeError(
+                f"'{name}' would be {kind}; what is computed when loading may take {limit >> 20} MiB. Check the shapes"
+            )
+    if sum(kind.nbytes for _, kind in kinds) > MAX_FILLS:
+        raise ShapeError(f"what must be computed when loading takes more than {MAX_FILLS >> 30} GiB. Check the shapes")
+    return run_graph(graph, {})
 
 
 def integers(values: np.ndarray) -> tuple[int, ...]:

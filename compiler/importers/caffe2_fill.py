@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -13,10 +13,11 @@ from cortado.compiler.graph import Value
 from cortado.compiler.importers.caffe2_call import Call, OpSpec, integers
 from cortado.compiler.ops.checks import MAX_BYTES, show
 from cortado.errors import FormatError, ShapeError, UnsupportedError
-from cortado.proto.caffe2 import DATA_TYPES
+from cortado.proto.caffe2 import DATA_TYPES, Operator
 
 Results = Sequence[Value | None]
 _MAX_AXES = 16
+_PIECE = 1 << 20  # random words drawn at once
 
 
 def _fill_shape(call: Call) -> tuple[int, ...]:
@@ -45,6 +46,13 @@ def _checked(shape: Sequence[int]) -> tuple[int, ...]:
 def _reserve(call: Call, shape: tuple[int, ...], dtype: str) -> None:
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     call.scope.reserve(nbytes, f"'{call.operator.outputs[0]}', {dtype}{show(shape)},")
+
+
+def declared_bytes(operator: Operator) -> int:
+    """How large a tensor the operator makes from nothing but arguments; 0 where the file must hold its values."""
+    if operator.type not in _DECLARING or operator.inputs or "shape" not in operator.args:
+        return 0
+    return 4 * math.prod(max(size, 0) for size in operator.args["shape"].ints.tolist())
 
 
 def _given(dtype: str) -> Callable[[Call], Results]:
@@ -109,63 +117,80 @@ def _constant_fill(call: Call) -> Results:
 # --- seeded random fills ---
 
 
-def uniform(name: str, count: int) -> np.ndarray:
-    """float64[count] in [0, 1), from the raw stream of PCG64 seeded by the blob's name: the same bits on every machine."""
+def words(name: str, count: int) -> Iterator[np.ndarray]:
+    """uint64[count] in pieces: PCG64's raw stream, seeded by the blob's name. numpy promises that the stream never changes."""
     bits = np.random.PCG64([0, zlib.crc32(name.encode())])
-    return (bits.random_raw(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    for at in range(0, count, _PIECE):
+        yield bits.random_raw(min(_PIECE, count - at))
 
 
-def gaussian(name: str, count: int) -> np.ndarray:
-    """float64[count] of mean 0 and variance 1, as uniform: a sum of the word's four 16-bit quarters, so cut off at 3.46."""
-    words = np.random.PCG64([0, zlib.crc32(name.encode())]).random_raw(count)
-    total = np.zeros(count, np.int64)
+def uniform(raw: np.ndarray) -> np.ndarray:
+    """float64 in [0, 1) from the words' upper 53 bits."""
+    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def gaussian(raw: np.ndarray) -> np.ndarray:
+    """float64 of mean 0 and variance 1: the sum of each word's four 16-bit quarters, so cut off at 3.46."""
+    total = np.zeros(len(raw), np.int64)
     for shift in (0, 16, 32, 48):
-        total += ((words >> np.uint64(shift)) & np.uint64(0xFFFF)).astype(np.int64)
+        total += ((raw >> np.uint64(shift)) & np.uint64(0xFFFF)).astype(np.int64)
     return (total - 2 * 0xFFFF) / math.sqrt(4 * (65536**2 - 1) / 12)
 
 
-def _random(draw: Callable[[Call, tuple[int, ...], int], np.ndarray]) -> OpSpec:
-    """A random fill: deterministic by the blob's name, with Caffe2's distribution but not its random bits."""
+Draw = Callable[[np.ndarray], np.ndarray]
+
+
+def _random(prepare: Callable[[Call, tuple[int, ...]], Draw]) -> OpSpec:
+    """A random fill: deterministic by the blob's name, with Caffe2's distribution but not its random bits.
+
+    prepare: from the call and the shape to the function that turns random words into values.
+    """
 
     def build(call: Call) -> Results:
         shape = _fill_shape(call)
-        _reserve(call, shape, "float64")  # the draws are made in double precision
+        _reserve(call, shape, "float32")
+        draw = prepare(call, shape)
+        array = np.empty(math.prod(shape), np.float32)
+        at = 0
         with np.errstate(over="ignore"):
-            array = draw(call, shape, math.prod(shape)).astype(np.float32)
+            for raw in words(call.operator.outputs[0], len(array)):
+                array[at : at + len(raw)] = draw(raw)
+                at += len(raw)
         return (call.constant(array.reshape(shape)),)
 
     return OpSpec(build, inputs=(0, 1))
 
 
-def _uniform_fill(call: Call, shape: tuple[int, ...], count: int) -> np.ndarray:
+def _uniform_fill(call: Call, shape: tuple[int, ...]) -> Draw:
     low, high = call.args.number("min", 0.0), call.args.number("max", 1.0)
     if not low < high:
         raise FormatError(f"arguments 'min' and 'max' are {low} and {high}; min must be below max")
-    return low + (high - low) * uniform(call.operator.outputs[0], count)
+    return lambda raw: low + (high - low) * uniform(raw)
 
 
-def _gaussian_fill(call: Call, shape: tuple[int, ...], count: int) -> np.ndarray:
-    std = call.args.number("std", 1.0)
+def _gaussian_fill(call: Call, shape: tuple[int, ...]) -> Draw:
+    mean, std = call.args.number("mean", 0.0), call.args.number("std", 1.0)
     if not std > 0:
         raise FormatError(f"argument 'std' is {std}; it must be above 0")
-    return call.args.number("mean", 0.0) + std * gaussian(call.operator.outputs[0], count)
+    return lambda raw: mean + std * gaussian(raw)
 
 
-def _xavier_fill(call: Call, shape: tuple[int, ...], count: int) -> np.ndarray:
+def _xavier_fill(call: Call, shape: tuple[int, ...]) -> Draw:
     """Uniform within sqrt(3 / fan in), where fan in is the size divided by the first axis (Glorot and Bengio 2010)."""
-    reach = math.sqrt(3 / _fan(call, shape, count, 0))
-    return reach * (2 * uniform(call.operator.outputs[0], count) - 1)
+    reach = math.sqrt(3 / _fan(call, shape, 0))
+    return lambda raw: reach * (2 * uniform(raw) - 1)
 
 
-def _msra_fill(call: Call, shape: tuple[int, ...], count: int) -> np.ndarray:
+def _msra_fill(call: Call, shape: tuple[int, ...]) -> Draw:
     """Gaussian of standard deviation sqrt(2 / fan out), where fan out is the size divided by the second axis (He et al. 2015)."""
-    return math.sqrt(2 / _fan(call, shape, count, 1)) * gaussian(call.operator.outputs[0], count)
+    std = math.sqrt(2 / _fan(call, shape, 1))
+    return lambda raw: std * gaussian(raw)
 
 
-def _fan(call: Call, shape: tuple[int, ...], count: int, axis: int) -> float:
-    if len(shape) <= axis or count == 0:
+def _fan(call: Call, shape: tuple[int, ...], axis: int) -> float:
+    if len(shape) <= axis or 0 in shape:
         raise ShapeError(f"{call.operator.type} needs a shape with an axis {axis} and no empty one, found {show(shape)}")
-    return count / shape[axis]
+    return math.prod(shape) / shape[axis]
 
 
 def _range(call: Call) -> Results:
@@ -186,6 +211,7 @@ def _range(call: Call) -> Results:
     return (call.constant(start + np.arange(length, dtype=dtype) * np.dtype(dtype).type(step)),)
 
 
+_DECLARING = frozenset({"ConstantFill", "UniformFill", "GaussianFill", "XavierFill", "MSRAFill"})
 _GIVEN = {
     "GivenTensorFill": "float32",
     "GivenTensorDoubleFill": "float64",
