@@ -113,9 +113,9 @@ def open(folder: str | os.PathLike[str]) -> Model:
 
 def _blobs(nets: Nets, init: Any, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     """The wanted blobs, those of them that `init`, or else the init net beside the source, gives."""
-    if init is None and nets.init is None:
-        return {}
     given = nets.init if init is None else read_init(init)
+    if given is None:
+        return {}
     where = nets.init_where if init is None else f"init net {init}" if isinstance(init, (str, os.PathLike)) else "init net"
     if isinstance(given, NetDef):
         writes = {name for op in nets.predict.operators for name in op.outputs}

@@ -246,7 +246,7 @@ def _argument(message: Any) -> Argument:
 
 def _array(values: Any, dtype: type) -> np.ndarray:
     """A repeated field as an array. Protobuf 7 hands numpy the whole buffer; the older ones are read fastest one by one."""
-    array = np.array(values, dtype) if hasattr(values, "__array__") else np.fromiter(values, dtype, len(values))
+    array: np.ndarray = np.array(values, dtype) if hasattr(values, "__array__") else np.fromiter(values, dtype, len(values))
     array.flags.writeable = False
     return array
 

@@ -22,7 +22,7 @@ _MESSAGE, _ENUM = 11, 14
 def message_classes(package: str, messages: Messages, enums: Enums | None = None) -> dict[str, Any]:
     """{message name: class of the protobuf library}, proto2 rules."""
     enums = enums or {}
-    file = descriptor_pb2.FileDescriptorProto(name=f"cortado/{package}.proto", package=package, syntax="proto2")
+    file: Any = descriptor_pb2.FileDescriptorProto(name=f"cortado/{package}.proto", package=package, syntax="proto2")
     for enum_name, members in enums.items():
         enum = file.enum_type.add(name=enum_name)
         for member, number in members.items():
@@ -46,6 +46,7 @@ def message_classes(package: str, messages: Messages, enums: Enums | None = None
 
 
 def _class_of(descriptor: Any, pool: Any) -> Any:
-    get = getattr(message_factory, "GetMessageClass", None)
-    # protobuf 4.21 has only the older of the two spellings, protobuf 5 and later only the newer.
-    return get(descriptor) if get is not None else message_factory.MessageFactory(pool).GetPrototype(descriptor)
+    factory: Any = message_factory
+    if hasattr(factory, "GetMessageClass"):
+        return factory.GetMessageClass(descriptor)
+    return factory.MessageFactory(pool).GetPrototype(descriptor)  # protobuf 4.21 has only this older spelling

@@ -169,9 +169,9 @@ def test_big_weights_are_read_quickly() -> None:
     body = b"\x0a\x06values" + b"\x2a" + _length(values.tobytes()) + values.tobytes()
     op = b"\x22\x0fGivenTensorFill" + b"\x2a" + _length(body) + body
     data = b"\x12" + _length(op) + op
-    start = time.perf_counter()
+    start = time.process_time()
     net = parse_net(data, "init.pb")
-    assert time.perf_counter() - start < 2.5
+    assert time.process_time() - start < 2.5
     assert np.array_equal(net.operators[0].args["values"].floats, values)
 
 

@@ -152,7 +152,7 @@ def evaluate_net(net: NetDef, wanted: Iterable[str], where: str) -> dict[str, np
 
 def _unknown_operators(plan: Plan) -> list[str]:
     unknown = [step for step in plan.steps if step.operator.type not in OPERATORS]
-    hints = {}
+    hints: dict[str, str] = {}
     for kind in sorted({step.operator.type for step in unknown}):
         close = get_close_matches(kind, OPERATORS, 1, 0.85) if len(hints) < 20 else []
         hints[kind] = f"; did the file mean {close[0]}?" if close else ""

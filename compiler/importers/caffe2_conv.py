@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from cortado.compiler.graph import Value
 from cortado.compiler.importers.caffe2_call import FLOAT32, Call, OpSpec
@@ -26,14 +27,14 @@ def _convolution(rank: int | None, relu: bool) -> Callable[[Call], Results]:
         window = read_window(call.args)
         if window.whole:
             raise UnsupportedError("a convolution with global_pooling is not supported: give the kernel size")
-        attrs = window.fit(x.shape[1:-1])
+        attrs: dict[str, Any] = dict(window.fit(x.shape[1:-1]))
         kernel = attrs.pop("kernel")
         if kernel != w.shape[1:-1]:
             raise ShapeError(
                 f"the kernel arguments say {show(kernel)}, but the filter '{call.operator.inputs[1]}' is "
                 f"{show(call.inputs[1].shape)} ({'outputs, channels, kernel' if first else 'outputs, kernel, channels'})"
             )
-        attrs = {**attrs, "group": call.args.integer("group", 1), "epilogue": (("bias",),) * (len(call.inputs) - 2)}
+        attrs.update(group=call.args.integer("group", 1), epilogue=(("bias",),) * (len(call.inputs) - 2))
         inputs = (x, w, *call.inputs[2:])
         if not relu:
             return (call.in_order(call.node("conv", inputs, attrs), first),)
