@@ -27,7 +27,10 @@ class WrongRewrite:
 
 @dataclass(frozen=True, eq=False)
 class WrongNode:
-    """node: the first whose value is wrong though its inputs are right; error: its relative_error. graph, feeds: the node alone, to run again."""
+    """node: the first whose value is wrong though its inputs are right; error: see relative_error.
+
+    graph, feeds: the node alone, to run again.
+    """
 
     node: Node
     error: float

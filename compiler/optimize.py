@@ -9,7 +9,7 @@ from cortado.compiler.graph import Graph
 from cortado.compiler.passes.absorb_transposes import absorb_transposes
 from cortado.compiler.passes.channels_last import channels_last
 from cortado.compiler.passes.common_subexpressions import eliminate_common_subexpressions
-from cortado.compiler.passes.fold_affine import fold_affine, merge_affine
+from cortado.compiler.passes.fold_affine import expand_batch_norms, fold_affine, merge_affine
 from cortado.compiler.passes.fuse_elementwise import fuse_elementwise
 from cortado.compiler.passes.fuse_epilogue import fuse_epilogue
 from cortado.compiler.passes.simplify import simplify
@@ -39,9 +39,10 @@ def optimize(graph: Graph, step_limit: int | None = None, trace: list[Rewrite] |
         log.after(pass_.__name__, graph, result, steps.count - count)
         return result
 
-    # What the file says twice or for nothing.
+    # What the file says twice or for nothing. A batch normalization becomes arithmetic, which works in any layout.
     graph = run(simplify)
     graph = run(eliminate_common_subexpressions)
+    graph = run(expand_batch_norms)
 
     # One layout inside: the transposes around channels-last operators cancel, the others go where they cost least.
     graph = run(channels_last)

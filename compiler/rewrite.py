@@ -88,9 +88,9 @@ class Context:
     _shown: dict[Value, int] = field(default_factory=dict)
 
     @staticmethod
-    def of(graph: Graph) -> Context:
+    def of(graph: Graph, order: Sequence[Node]) -> Context:
         context = Context()
-        for position, node in enumerate(graph.nodes()):
+        for position, node in enumerate(order):
             context._add(node, position)
         for _, value in graph.outputs:
             context._shown[value] = context._shown.get(value, 0) + 1
@@ -194,16 +194,18 @@ def apply_rules(graph: Graph, pass_name: str, rules: Sequence[Rule], measure: Me
     RewriteError names the rule.
     """
     driver = _Driver(pass_name, rules, measure, steps)
+    order = first = graph.nodes()
     while not steps.exhausted:
         driver.fired.clear()
-        swept = driver.sweep(graph)
+        swept = driver.sweep(graph, order)
         if not driver.fired:
             break
-        before, after = _total(graph.nodes(), measure), _total(swept.nodes(), measure)
+        before, order = _total(order, measure), swept.nodes()
+        after = _total(order, measure)
         if not after < before and not steps.exhausted:
             raise RewriteError(f"pass {pass_name} went round in a circle ({before} -> {after}): {', '.join(driver.fired[-20:])}")
         graph = swept
-    return with_unique_names(graph)
+    return graph if order is first else with_unique_names(graph)
 
 
 @dataclass
@@ -215,10 +217,10 @@ class _Driver:
     fired: list[str] = field(default_factory=list)  # names of the rules that applied in this sweep
     _by_op: dict[str, list[Rule]] = field(default_factory=dict)
 
-    def sweep(self, graph: Graph) -> Graph:
+    def sweep(self, graph: Graph, order: Sequence[Node]) -> Graph:
         """Visit every node once; where a rule makes a new node, that one at once as well."""
-        context = Context.of(graph)
-        for old in graph.nodes():
+        context = Context.of(graph, order)
+        for old in order:
             if not context.is_live(old):
                 continue
             node: Node | None = context.refresh(old)

@@ -66,6 +66,12 @@ GONE: dict[str, Build] = {
 }
 
 
+def neighbours(n: Net) -> Value:
+    x = n.input(9, 4)
+    parts = [n.op("slice", x, starts=(a, 1), stops=(b, 3)) for a, b in ((1, 2), (2, 5))]
+    return n.op("concat", *parts, axis=0)
+
+
 def split_and_joined(n: Net) -> Value:
     x = n.input(2, 6)
     parts = [n.op("slice", x, starts=(0, a), stops=(2, b)) for a, b in ((0, 1), (1, 4), (4, 6))]
@@ -157,10 +163,7 @@ ONE: dict[str, tuple[Build, str, dict[str, object]]] = {
         lambda n: n.op("slice", n.op("concat", n.input(2, 3), n.input(2, 5), axis=1), starts=(0, 4), stops=(2, 7)),
         "slice", {"starts": (0, 1), "stops": (2, 4)},
     ),
-    "neighbouring slices": (
-        lambda n: (lambda x: n.op("concat", *[n.op("slice", x, starts=(a, 1), stops=(b, 3)) for a, b in ((1, 2), (2, 5))], axis=0))(n.input(9, 4)),
-        "slice", {"starts": (1, 1), "stops": (5, 3)},
-    ),
+    "neighbouring slices": (lambda n: neighbours(n), "slice", {"starts": (1, 1), "stops": (5, 3)}),
     "concats": (
         lambda n: n.op("concat", n.op("concat", n.input(2, 1), n.input(2, 2), axis=1), n.input(2, 3), axis=1), "concat", {"axis": 1},
     ),

@@ -19,7 +19,10 @@ from cortado.compiler.passes.axes import Layout
 from cortado.compiler.rewrite import RewriteError, Steps, with_unique_names
 
 Labels = Mapping[Node, Layout]
-Cost = tuple[int, int]  # bytes transposed, transposes away from the graph's inputs and outputs
+# Bytes transposed; transposes away from the graph's inputs and outputs; reads of transposed values. The last one lets readers that share a
+# transpose leave it one by one.
+Cost = tuple[int, int, int]
+NOTHING: Cost = (0, 0, 0)
 
 
 class Read(NamedTuple):
@@ -31,16 +34,18 @@ class Read(NamedTuple):
 
 
 def channels_last(graph: Graph, steps: Steps) -> Graph:
-    """Choose layouts and rebuild the graph in them. One step is one region."""
+    """Choose layouts and rebuild the graph in them. One step is one choice for one region."""
     wiring = _Wiring.of(graph)
     labels: dict[Node, Layout] = {}
-    for region in wiring.regions():
-        if steps.exhausted:
-            break
-        chosen = _choose(region, labels, wiring)
-        if chosen is not None:
-            steps.take("channels_last", "choose_layouts", region[0])
-            labels.update(chosen)
+    improved = True
+    while improved:
+        improved = False
+        for region in wiring.regions():
+            chosen = None if steps.exhausted else _choose(region, labels, wiring)
+            if chosen is not None:
+                steps.take("channels_last", "choose_layouts", region[0])
+                labels.update(chosen)
+                improved = True
     if not labels:
         return graph
     before, after = wiring.cost({}, dict.fromkeys(wiring.reads)), wiring.cost(labels, dict.fromkeys(wiring.reads))
@@ -126,21 +131,23 @@ class _Wiring:
 
     def cost(self, labels: Labels, values: Mapping[Value, None]) -> Cost:
         """Of bringing these values to all their readers."""
-        nbytes = inner = 0
+        nbytes = inner = reads = 0
         for value in values:
             if value.constant is not None:
                 continue
             held = self.held(labels, value)
-            orders: dict[Layout, bool] = {axes.order_of(value.shape, held): False}
+            here = axes.order_of(value.shape, held)
+            orders = {here: False}
             for read in self.reads.get(value, ()):
                 wanted = self.wanted(labels, read)
                 if not (read.reader in self.flattened and wanted[0] == held[0]):
                     order = axes.order_of(value.shape, wanted)
                     at_boundary = read.reader is None or value.node.op == "input"
+                    reads += order != here
                     orders[order] = orders.get(order, True) and at_boundary
             nbytes += value.type.nbytes * (len(orders) - 1)
             inner += sum(not at_boundary for at_boundary in orders.values()) - 1
-        return nbytes, inner
+        return nbytes, inner, reads
 
     def values_around(self, nodes: list[Node]) -> dict[Value, None]:
         sources = {_source(value)[0]: None for node in nodes for value in node.inputs}
@@ -177,7 +184,7 @@ def _choose(region: list[Node], labels: Labels, wiring: _Wiring) -> dict[Node, L
     start = {**labels, **{node: wiring.label(labels, node) for node in region}}
     best, best_cost = start, wiring.cost(start, values)
     first_cost = best_cost
-    if first_cost == (0, 0):
+    if first_cost == NOTHING:
         return None
     tried: dict[Node, set[Layout]] = {node: {start[node]} for node in region}
     for seed in region:
@@ -226,7 +233,7 @@ def _improve(region: list[Node], labels: dict[Node, Layout], wiring: _Wiring) ->
         for node in region:
             values = wiring.values_around([node])
             cost = wiring.cost(labels, values)
-            if cost == (0, 0):
+            if cost == NOTHING:
                 continue
             for layout in dict.fromkeys(wiring.suggestions(labels, node)):
                 if axes.output_layout(node, layout) is None:

@@ -243,8 +243,12 @@ def cost(node: Node) -> tuple[int, int]:
     return (8 if node.op == "batch_norm" else 1, before)
 
 
+def expand_batch_norms(graph: Graph, steps: Steps) -> Graph:
+    return apply_rules(graph, "expand_batch_norms", (expand_batch_norm,), cost, steps)
+
+
 def merge_affine(graph: Graph, steps: Steps) -> Graph:
-    return apply_rules(graph, "merge_affine", (expand_batch_norm, merge_arithmetic), cost, steps)
+    return apply_rules(graph, "merge_affine", (merge_arithmetic,), cost, steps)
 
 
 def fold_affine(graph: Graph, steps: Steps) -> Graph:
