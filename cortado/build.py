@@ -30,7 +30,7 @@ from cortado.runtime.names import model_identifier
 from cortado.runtime.sizes import code_bytes
 from cortado.runtime.stack import stack_bytes
 
-MODULE_INSTRUCTIONS = 3000  # kernels share an object up to this size: small enough to spread over processes, yet few
+MODULE_INSTRUCTIONS = 1000  # kernels share an object up to this size: small enough to spread over processes, yet few
 LARGEST_LINKED = 1 << 30  # bytes of weights: beyond, 32-bit distances inside a linked program run out
 
 
