@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cortado.cli.console import can_show, print_json, progress, size, table
+from cortado.cli.console import can_show, print_json, progress, table
 from cortado.cli.options import json_option
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def as_text(results: list[Outcome]) -> str:
     header = ("machine", "target", "code", "weights", "working memory", "stack", "held-out digits right", "time for one digit")
     rows = []
     for outcome in results:
-        sizes = (size(outcome.sizes[key]) for key in ("code", "weights", "arena", "stack"))
+        sizes = (f"{outcome.sizes[key]:,}" for key in ("code", "weights", "arena", "stack"))
         rows.append((outcome.machine.label, outcome.machine.target, *sizes, right(outcome), duration(outcome)))
     lines = [table(header, rows)]
     lines += [f"{o.machine.label} was not run: {o.reason}" for o in results if o.how == "not run"]
@@ -89,7 +89,7 @@ def as_text(results: list[Outcome]) -> str:
         lines.append(
             "Emulated: the very library ran in QEMU, which shows that the answers are right but says nothing of the time."
         )
-    lines.append("Sizes are exact; the stack is an upper bound.")
+    lines.append("Sizes are bytes: exact, but for the stack, which is an upper bound.")
     return "\n".join(lines)
 
 
