@@ -1,0 +1,46 @@
+"""Convolution: tiles over the channels-last input, or the depthwise kernel where every channel is a group of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from cortado.compiler.graph import Node
+from cortado.compiler.kernels.contraction import known_weights, lower_contraction
+from cortado.compiler.kernels.depthwise import lower_depthwise, serves_depthwise
+from cortado.compiler.kernels.driver import GroupAxis
+from cortado.compiler.kernels.epilogue import parse_epilogue
+from cortado.compiler.kernels.geometry import Geometry, conv_geometry
+from cortado.compiler.kernels.packing import WeightSource
+from cortado.compiler.program import KernelCall, Operand, Ref
+from cortado.compiler.target import Target
+
+
+def lower_conv(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
+    """x[N,*S,C], w[O,*K,C/group], then the epilogue's inputs -> out[N,*OS,O]; float32 or float64, 1 to 3 spatial axes."""
+    out = outs[0]
+    if out.type.size == 0:
+        return []
+    epilogue = parse_epilogue(node.attrs["epilogue"], 2)
+    if serves_depthwise(node, epilogue):
+        return lower_depthwise(node, ins, outs, epilogue, target)
+    x, w = ins[:2]
+    group = node.attrs["group"]
+    inside, outputs = x.shape[-1] // group, out.shape[-1] // group
+    beside = None if epilogue.residual is None else ins[epilogue.residual]
+    geometry = conv_geometry(x, out, beside, w.shape[1:-1], inside, node.attrs)
+    groups = (GroupAxis(group, inside, 1, outputs, outputs),) if group > 1 else ()
+    source = WeightSource(
+        ((group, outputs * w.strides[0]),), w.strides[0], _filter_terms(w, geometry), epilogue.bias is not None
+    )
+    weights = known_weights(node, epilogue, group, source)
+    return lower_contraction("conv", Ref("input", 0), weights, out, geometry, groups, outputs, epilogue, target)
+
+
+def _filter_terms(w: Operand, geometry: Geometry) -> tuple[tuple[int, int], ...]:
+    """(size, distance) of the filter's axes after the first, in the order of the loops; axes of one cell are left out."""
+    inner = [(size, stride, math.prod(w.shape[i + 2 :])) for i, (size, stride) in enumerate(zip(w.shape[1:], w.strides[1:], strict=True))]
+    distance = {place: stride for size, stride, place in inner if size > 1}
+    taps = [(axis.taps, distance[axis.weight_stride]) for axis in (geometry.depth, geometry.height, geometry.width) if axis.taps > 1]
+    channels = [(size, stride) for size, stride, place in inner if size > 1 and place < geometry.channels]
+    return (*taps, *channels)

@@ -1,0 +1,209 @@
+"""Which register block a layer gets, by a small cost model of the core: the one place where that is decided."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cortado.compiler.kernels.geometry import Geometry, Segment, balanced
+from cortado.compiler.lang import BYTES, Type
+from cortado.compiler.target import Target
+
+OUT_OF_ORDER_LATENCY = 4.0  # cycles of a multiply-add whose result the next one needs: 4 on current x86 and Arm cores
+PER_CYCLE = 2.0  # multiply-adds, and also loads, that wide cores start in a cycle
+SECOND_LEVEL = 20.0  # bytes a cycle that stream from the second cache level
+TILE_OVERHEAD = 24.0  # cycles: addresses, loop ends (one of them mispredicted), first loads
+UNROLLED = 64  # multiply-adds in one trip of the inner loop, at most
+
+
+@dataclass(frozen=True)
+class Core:
+    """What the cost model knows of a target for one scalar type.
+
+    lanes: of a vector. registers: that tiles may fill. rows: most pixels of a tile (each takes a general register).
+    by_lane: A is loaded as vectors of k. fused: multiply-add is one instruction. in_order: costs add up instead of overlapping.
+    """
+
+    lanes: int
+    registers: int
+    rows: int
+    by_lane: bool
+    fused: bool
+    in_order: bool
+    element: int
+    first_level: int
+    second_level: int
+
+    def fits(self, rows: int, vectors: int, splits: int = 1) -> bool:
+        """Whether the accumulators and what an inner step holds beside them fit the registers."""
+        held = rows + vectors if self.by_lane else min(rows, vectors) + 1
+        return splits * rows * vectors + held + (0 if self.fused else 1) <= self.registers
+
+    def splits(self, rows: int, vectors: int) -> int:
+        """Partial sums per accumulator that hide the latency of the multiply-add."""
+        wanted = 1
+        while (
+            not self.in_order and wanted * rows * vectors < OUT_OF_ORDER_LATENCY * PER_CYCLE and self.fits(rows, vectors, 2 * wanted)
+        ):
+            wanted *= 2
+        return min(wanted, 4)
+
+    def tile_cycles(self, rows: int, vectors: int, depth: int) -> float:
+        """Cycles of one tile over `depth` terms."""
+        work = rows * vectors
+        if self.in_order:
+            return depth * (3.0 * work + 1.5 * (rows + vectors) + 2.0) + TILE_OVERHEAD
+        loads = (rows / self.lanes if self.by_lane else rows) + vectors
+        step = max(work / PER_CYCLE, loads / PER_CYCLE, OUT_OF_ORDER_LATENCY / self.splits(rows, vectors))
+        if depth * vectors * self.lanes * self.element > self.first_level // 2:
+            step = max(step, vectors * self.lanes * self.element / SECOND_LEVEL)
+        if vectors == 1 and not self.by_lane:
+            step *= 1.5  # measured: LLVM keeps such accumulators in changing registers and copies or spills them
+        return depth * step + TILE_OVERHEAD + work
+
+
+def core_of(target: Target, scalar: str) -> Core:
+    lanes = target.lanes(scalar)
+    vector = Type(scalar, lanes)
+    return Core(
+        lanes=lanes,
+        registers=target.vector_registers if target.fpu else 6,
+        rows=8 if target.pointer_bits == 64 else 4,
+        by_lane=target.vector_bits == 128 and lanes > 1,
+        fused=target.has("fma", vector, vector, vector),
+        in_order=lanes == 1,
+        element=BYTES[scalar],
+        first_level=target.cache("l1", 32 << 10),
+        second_level=target.cache("l2", 256 << 10),
+    )
+
+
+@dataclass(frozen=True)
+class Panels:
+    """The output channels of one group, cut into panels of vectors: `bodies` of `vectors`, then perhaps one of `last` vectors.
+
+    The very last vector holds `tail` channels; a panel that has it is always the `last`. rows, last_rows: most pixels of their tiles.
+    """
+
+    lanes: int
+    vectors: int
+    bodies: int
+    last: int
+    tail: int
+    rows: int
+    last_rows: int
+
+    @property
+    def outputs(self) -> int:
+        return (self.bodies * self.vectors + self.last - 1) * self.lanes + self.tail
+
+
+def choose_panels(core: Core, outputs: int, pixels: int, depth: int) -> Panels:
+    """The register block with the fewest cycles for rows of `pixels` pixels, `outputs` channels and sums of `depth` terms."""
+    total = -(-outputs // core.lanes)
+    tail = outputs - (total - 1) * core.lanes
+    best: tuple[float, Panels] | None = None
+    for vectors in range(1, total + 1):
+        if not core.fits(1, vectors):
+            break
+        bodies, last = divmod(total, vectors)
+        if not last and tail < core.lanes:
+            bodies, last = bodies - 1, vectors
+        cycles, rows = _row_cycles(core, vectors, pixels, depth) if bodies else (0.0, 0)
+        more, last_rows = _row_cycles(core, last, pixels, depth) if last else (0.0, 0)
+        found = (bodies * cycles + more, Panels(core.lanes, vectors, bodies, last, tail, rows, last_rows))
+        if best is None or found[0] < 0.995 * best[0]:
+            best = found
+    assert best is not None, "a target without registers"
+    return best[1]
+
+
+def _row_cycles(core: Core, vectors: int, pixels: int, depth: int) -> tuple[float, int]:
+    """Cycles of a row of tiles of the best height, and that height."""
+    best: tuple[float, int] | None = None
+    for most in range(min(core.rows, pixels), 0, -1):
+        if not core.fits(most, vectors):
+            continue
+        parts = -(-pixels // most)
+        size, larger = divmod(pixels, parts)
+        cycles = larger * core.tile_cycles(size + 1, vectors, depth) + (parts - larger) * core.tile_cycles(max(size, 1), vectors, depth)
+        if best is None or cycles < 0.995 * best[0]:
+            best = (cycles, most)
+    assert best is not None, "one row always fits"
+    return best
+
+
+def choose_unroll(core: Core, work: int, splits: int, runs: Sequence[int]) -> tuple[int, bool]:
+    """Steps of k in one trip for tiles of `work` accumulators, and whether they divide every run."""
+    common = math.gcd(*runs) if runs else 1
+    if core.by_lane or splits > 1:
+        steps = max(splits, core.lanes if core.by_lane else 4)
+        return steps, common % steps == 0
+    for steps in (2,) if core.in_order else (4, 3, 2, 5, 7):
+        if common % steps == 0 and (steps * work <= UNROLLED or steps == 2):
+            return steps, True
+    return (1, True) if max(runs, default=1) < 8 or core.in_order else (2, False)
+
+
+# --- partition into tasks and cache blocks ---
+
+
+@dataclass(frozen=True)
+class Partition:
+    """tasks = blocks * chunks. blocks: of units (`unit_block` each); a unit is a row, or one of `row_parts` equal numbers of its tiles.
+
+    chunks: of panels. body_chunk, last_chunk: panels of each kind in a chunk, over all groups.
+    k_part: channels of a tap that are summed before the next ones are begun.
+    """
+
+    row_parts: int
+    units: int
+    unit_block: int
+    chunks: int
+    body_chunk: int
+    last_chunk: int
+    k_part: int
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.units // self.unit_block)
+
+    @property
+    def tasks(self) -> int:
+        return self.blocks * self.chunks
+
+
+def choose_partition(core: Core, geometry: Geometry, panels: Panels, groups: int, packable: bool) -> Partition:
+    """Blocks of pixels whose input stays in the second cache level while all panels pass over it, in enough tasks for eight threads.
+
+    packable: the weights are packed while compiling, so that they may be in parts of k.
+    """
+    width = geometry.width
+    depth = geometry.depth_of_sum
+    macs = geometry.rows * width.outputs * panels.outputs * groups * depth
+    wanted = max(1, min(48, macs // 100_000))
+    row_bytes = width.outputs * width.step * max(width.in_stride, geometry.channels) * geometry.height.step * core.element
+    weight_bytes = panels.outputs * groups * depth * core.element
+    heavy = weight_bytes > core.second_level // 2
+    room = core.second_level // (2 if heavy else 4)
+    several = panels.bodies + (panels.last > 0) > 1
+    resident = max(1, -(-geometry.rows * row_bytes // room)) if several else 1
+    blocks = resident if heavy else max(resident, wanted)
+    body_panels, last_panels = groups * panels.bodies, groups * (panels.last > 0)
+    most_tiles = len(balanced(width.outputs, max(panels.rows, panels.last_rows)))
+    chunks = max(1, min(body_panels or last_panels, -(-wanted // min(blocks, geometry.rows * most_tiles))))
+    blocks = max(blocks, wanted // chunks)
+    row_parts = max(1, min(most_tiles // 2, -(-blocks // geometry.rows)))
+    units = geometry.rows * row_parts
+    unit_block = max(1, units // blocks)
+    parts = 1
+    if packable and units * most_tiles >= 4:
+        parts = max(1, -(-depth * panels.vectors * panels.lanes * core.element // (core.second_level // 2)))
+    k_part = min(geometry.channels, -(-geometry.channels // parts // 4) * 4)
+    return Partition(row_parts, units, unit_block, chunks, -(-body_panels // chunks), -(-last_panels // chunks), k_part)
+
+
+def runs_of(segment: Segment, channels: int, merged: bool) -> list[int]:
+    """Lengths of the runs of k in a tile of the segment."""
+    return [taps * channels if merged else channels for first, stop, taps in segment.groups if first < stop]
