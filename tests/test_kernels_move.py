@@ -125,7 +125,8 @@ def test_pad_of_nothing_is_all_constant() -> None:
 @pytest.mark.parametrize("kind", ["int32", "int64"])
 def test_gather(kind: str, target: Target) -> None:
     rng = np.random.default_rng(0)
-    for shape, axis, chosen in (((9, 5), 0, (4,)), ((9, 37), 0, (2, 3)), ((3, 8, 5), 1, (6,)), ((3, 8), 1, (7,)), ((6,), 0, ()), ((4, 2, 3, 5), 2, (2, 2))):
+    cases = [((9, 5), 0, (4,)), ((9, 37), 0, (2, 3)), ((3, 8, 5), 1, (6,)), ((3, 8), 1, (7,)), ((6,), 0, ()), ((4, 2, 3, 5), 2, (2, 2))]
+    for shape, axis, chosen in cases:
         for dtype in DTYPES:
             x = numbered(shape, dtype)
             indices = np.asarray(rng.integers(-shape[axis], shape[axis], chosen), kind)

@@ -156,3 +156,11 @@ def gather_lanes(k: KernelBuilder, vectors: Sequence[Val], wanted: Sequence[int]
         picks = [lanes + w % lanes if w >= 0 and w // lanes == number else j for j, w in enumerate(wanted)]
         value = k.shuffle(value, vectors[number], picks)
     return value
+
+
+def across_lanes(k: KernelBuilder, value: Val, combine: Callable[[Val, Val], Val]) -> Val:
+    """All lanes combined to a scalar, halves first."""
+    while value.type.lanes > 1:
+        half = value.type.lanes // 2
+        value = combine(k.shuffle(value, value, range(half)), k.shuffle(value, value, range(half, 2 * half)))
+    return value

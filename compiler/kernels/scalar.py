@@ -13,8 +13,11 @@ from types import MappingProxyType
 from typing import Any
 
 from cortado.compiler.builder import KernelBuilder, Val
+from cortado.compiler.graph import Node
 from cortado.compiler.kernels import math
 from cortado.compiler.lang import SCALAR_OF, Type
+from cortado.compiler.program import Operand
+from cortado.errors import UnsupportedError
 
 UNSIGNED = frozenset({"uint8", "uint16"})
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
@@ -47,6 +50,13 @@ def emit_op(
         function, names = _WITH_ATTRS[name]
         return function(k, *args, *(attrs[n] for n in names))
     raise ValueError(f"no elementwise operator {name!r}")
+
+
+def require_float32(node: Node, operand: Operand) -> None:
+    """Raise UnsupportedError where a kernel that exists for float32 alone meets another type."""
+    if operand.type.dtype != "float32":
+        line = f"{node.op} {node.name}: {operand.type.dtype}"
+        raise UnsupportedError(f"{line} has no kernel; cast to float32 before it", [line])
 
 
 def known_ops() -> frozenset[str]:
