@@ -15,7 +15,7 @@ from cortado.compiler.lang import Kernel
 from cortado.compiler.legalize import legalize
 from cortado.compiler.ops import OPS
 from cortado.compiler.plan import Interval, align, assign_offsets, verify_plan
-from cortado.compiler.program import Argument, Buffer, KernelCall, Operand, Program, Step, contiguous_strides
+from cortado.compiler.program import Argument, Buffer, KernelCall, Operand, Program, Ref, Step, contiguous_strides
 from cortado.compiler.storage import Place, Root, Storage, assign_storage, reshape_strides, same_place
 from cortado.compiler.target import Target
 from cortado.compiler.types import TensorInfo, TensorType
@@ -86,6 +86,7 @@ class _Steps:
     pending: list[_Pending] = field(default_factory=list)
     constants: dict[tuple[str, bytes], Root] = field(default_factory=dict)
     arrays: dict[Root, np.ndarray] = field(default_factory=dict)
+    scratch: dict[Ref, Root] = field(default_factory=dict)
 
     def node(self, node: Node, storage: Storage) -> None:
         ins = [storage.operand(value) for value in node.inputs]
@@ -120,7 +121,7 @@ class _Steps:
                 assert ref.array is not None
                 places.append((self._constant(ref.array, name), 0))
             elif ref.kind == "scratch":
-                places.append((Root(f"{name}/scratch", "arena", ref.nbytes), 0))
+                places.append((self.scratch.setdefault(ref, Root(f"{name}/scratch", "arena", ref.nbytes)), 0))
             else:
                 type_, place = (ins if ref.kind == "input" else outs)[ref.index]
                 root = place.root
