@@ -72,6 +72,8 @@ def structure() -> Iterator[tuple[str, Bad]]:
     yield "input that is computed", Bad(net(relu), InputError, "names 'y', which is computed", inputs={"y": (1,), **IMAGE})
     unset = net(operator("Dropout", ["x"], ["y", "mask"], is_test=1), operator("Relu", ["mask"], ["z"]))
     yield "output left unset", Bad(unset, FormatError, "'mask' has no value", inputs=IMAGE)
+    unset_output = net(operator("Dropout", ["x"], ["y", "mask"], is_test=1), outputs=("mask",))
+    yield "output left unset, wanted", Bad(unset_output, FormatError, "the net's output: blob 'mask' has no value", inputs=IMAGE)
     odd = [
         operator("Foo", ["x"], ["a"]),
         operator("Dropout", ["x"], ["b"]),
@@ -83,6 +85,14 @@ def structure() -> Iterator[tuple[str, Bad]]:
         "all that is unsupported",
         Bad(everything, UnsupportedError, r"(?s)Foo.*Dropout.*training.*Bar|Foo.*Bar.*training", inputs=IMAGE),
     )
+    mixed = net(
+        operator("Transpose", ["x"], ["a"], axes=[0]),
+        operator("Foo", ["a"], ["b"]),
+        operator("Dropout", ["x"], ["c"]),
+        outputs=("b", "c"),
+    )
+    yield "unsupported goes before ill-fitting", Bad(mixed, UnsupportedError, r"(?s)Foo.*training", inputs=IMAGE)
+    yield "unsupported goes before missing", Bad(mixed, UnsupportedError, "Foo")
     yield (
         "source and init exchanged",
         Bad(conv()["source"], InputError, "exchanged", init=net(operator("Relu", ["y"], ["z"]), inputs=("y",))),

@@ -26,7 +26,7 @@ from cortado.compiler.importers.caffe2_call import MAX_FILL, MAX_FILLS, Call, Op
 from cortado.compiler.importers.layouts import boundary_layouts
 from cortado.compiler.ops.checks import bounded
 from cortado.compiler.types import TensorType
-from cortado.errors import FormatError, InputError, ShapeError, UnsupportedError
+from cortado.errors import CortadoError, FormatError, InputError, ShapeError, UnsupportedError
 from cortado.proto.caffe2 import NetDef
 
 OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
@@ -67,6 +67,7 @@ class _Import:
     values: dict[Blob, Value] = field(default_factory=dict)
     unset: dict[Blob, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    first_error: CortadoError | None = None
 
 
 def plan_net(net: NetDef, outputs: Sequence[str] | None, where: str) -> Plan:
@@ -110,7 +111,12 @@ def import_net(plan: Plan, blobs: Mapping[str, np.ndarray], inputs: Mapping[str,
     UnsupportedError names everything that cannot be compiled, InputError everything that is missing.
     """
     unknown = _unknown_operators(plan)
-    _check_given(plan, blobs, inputs)
+    try:
+        _check_given(plan, blobs, inputs)
+    except InputError:
+        if unknown:  # no shape or weight that the user could give would help
+            raise _unsupported(plan, unknown) from None
+        raise
     declared = sum(caffe2_fill.declared_bytes(step.operator) for step in plan.steps)
     if declared > MAX_FILLS:
         raise ShapeError(
@@ -125,9 +131,13 @@ def import_net(plan: Plan, blobs: Mapping[str, np.ndarray], inputs: Mapping[str,
     for step in plan.steps:
         _run(work, step)
     if work.problems:
-        lines = "\n".join(f"  {line}" for line in work.problems)
-        raise UnsupportedError(f"{plan.where}: cannot be compiled, because of\n{lines}", work.problems)
-    outputs = tuple((name, _read(work, blob, "external_output")) for name, blob in plan.outputs)
+        raise _unsupported(plan, work.problems)
+    if work.first_error is not None:
+        raise work.first_error
+    try:
+        outputs = tuple((name, _read(work, blob)) for name, blob in plan.outputs)
+    except CortadoError as error:
+        raise type(error)(f"{plan.where}: the net's output: {error}") from None
     graph = Graph(plan.net.name, tuple(feeds.values()), outputs)
     return Graph(graph.name, graph.inputs, graph.outputs, boundary_layouts(graph, scope.layouts))
 
@@ -145,6 +155,11 @@ def evaluate_net(net: NetDef, wanted: Iterable[str], where: str) -> dict[str, np
         return {**ready, **evaluated(rest, MAX_FILL)}
     except ShapeError as error:
         raise ShapeError(f"{where}: {error}") from None
+
+
+def _unsupported(plan: Plan, problems: Sequence[str]) -> UnsupportedError:
+    lines = "\n".join(f"  {line}" for line in problems)
+    return UnsupportedError(f"{plan.where}: cannot be compiled, because of\n{lines}", problems)
 
 
 # --- before the walk ---
@@ -241,7 +256,7 @@ def _label(step: Step) -> str:
 
 
 def _run(work: _Import, step: Step) -> None:
-    """Import one operator; what is unsupported is noted, and what depends on it skipped."""
+    """Import one operator. After an obstacle the walk goes on without what depends on it, so that all are found."""
     operator = step.operator
     if operator.type not in OPERATORS or any(blob in work.unset and not work.unset[blob] for blob in step.inputs):
         work.unset.update((blob, "") for blob in step.outputs)
@@ -249,15 +264,18 @@ def _run(work: _Import, step: Step) -> None:
     spec = OPERATORS[operator.type]
     try:
         spec.check(operator)
-        inputs = tuple(_read(work, blob, _label(step)) for blob in step.inputs)
+        inputs = tuple(_read(work, blob) for blob in step.inputs)
         call = Call(operator, inputs, tuple(map(work.scope.version, operator.outputs)), Args(operator), work.scope)
         results = spec.build(call)
     except UnsupportedError as error:
         work.problems.append(f"{_label(step)}: {error}")
         work.unset.update((blob, "") for blob in step.outputs)
         return
-    except (FormatError, ShapeError) as error:
-        raise type(error)(f"{work.plan.where}: {_label(step)}: {error}{_placeholder_hint(work, step, error)}") from None
+    except CortadoError as error:
+        text = f"{work.plan.where}: {_label(step)}: {error}{_placeholder_hint(work, step, error)}"
+        work.first_error = work.first_error or type(error)(text)
+        work.unset.update((blob, "") for blob in step.outputs)
+        return
     for blob, value in zip(step.outputs, results, strict=True):
         if value is None:
             work.unset[blob] = f"{_label(step)} leaves '{blob.name}' unset"
@@ -274,7 +292,7 @@ def _placeholder_hint(work: _Import, step: Step, error: Exception) -> str:
     return f". ('{first.name}' comes from init=; if it is an input of the net, give its shape with inputs=)"
 
 
-def _read(work: _Import, blob: Blob, reader: str) -> Value:
+def _read(work: _Import, blob: Blob) -> Value:
     if blob in work.plan.renamed.spoiled:
         raise UnsupportedError(f"blob '{blob.name}' {work.plan.renamed.spoiled[blob]}")
     if blob in work.unset:
