@@ -45,4 +45,3 @@ def test_exclusions_are_needed(recorded: Path) -> None:
                     continue
                 needless.append(str(case))
     assert not needless, f"take out of {EXCLUSIONS.name}: {needless}"
-
