@@ -119,6 +119,15 @@ def test_batch_norm_of_computed_parameters() -> None:
     assert_same_meaning(graph, after)
 
 
+def test_batch_norm_by_zero_stays_infinite() -> None:
+    net = Net()
+    numbers = [net.number(a) for a in ([1.0, 1.0], [0.5, 0.5], [1.0, 1.0], [0.0, 1.0])]
+    graph = net.graph(net.op("batch_norm", net.input(3, 2), *numbers, epsilon=0.0))
+    after = expand_batch_norms(graph, Steps())
+    assert ops(after) == {"add": 2, "rsqrt": 1, "mul": 2, "sub": 1}
+    assert_same_meaning(graph, after)
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("scalar", [False, True])
 def test_a_scale_goes_into_the_layer_after(layer: str, scalar: bool) -> None:

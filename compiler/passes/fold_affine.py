@@ -80,26 +80,31 @@ def _rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def expand_batch_norm(node: Node, context: Context) -> Replacement:
     """batch_norm(x, scale, bias, mean, var) -> x * a + (bias - mean * a) with a = scale / sqrt(var + epsilon).
 
-    Where the parameters are no constants, the same by operators.
+    Where the parameters are no constants, or a is not finite: (x - mean) * (scale * rsqrt(var + epsilon)) + bias.
     """
     x, *parameters = node.inputs
     arrays = [value.constant for value in parameters]
-    dtype = x.type.numpy
-    if all(array is not None for array in arrays):
-        scale, bias, mean, variance = (np.asarray(array, np.float64) for array in arrays)
-        with np.errstate(all="ignore"):
-            factor = _rounded(scale / np.sqrt(variance + node.attrs["epsilon"]), dtype)
-            shift = _rounded(bias - mean * factor.astype(np.float64), dtype)
-        scaled = make("mul", (x, constant(factor, f"{node.name}/scale")), {}, f"{node.name}/scaled", node.origin)
-        return rewritten("add", (scaled.out(), constant(shift, f"{node.name}/shift")), {}, node)
-    scale_, bias_, mean_, variance_ = parameters
-    epsilon = constant(np.asarray(node.attrs["epsilon"], dtype), f"{node.name}/epsilon")
-    raised = make("add", (variance_, epsilon), {}, f"{node.name}/variance", node.origin)
+    if any(array is None for array in arrays):
+        return _batch_norm_by_operators(node)
+    scale, bias, mean, variance = (np.asarray(array, np.float64) for array in arrays)
+    with np.errstate(all="ignore"):
+        factor = _rounded(scale / np.sqrt(variance + node.attrs["epsilon"]), x.type.numpy)
+        shift = _rounded(bias - mean * factor.astype(np.float64), x.type.numpy)
+    if not (np.all(np.isfinite(factor)) and np.all(np.isfinite(shift))):
+        return _batch_norm_by_operators(node)
+    scaled = make("mul", (x, constant(factor, f"{node.name}/scale")), {}, f"{node.name}/scaled", node.origin)
+    return rewritten("add", (scaled.out(), constant(shift, f"{node.name}/shift")), {}, node)
+
+
+def _batch_norm_by_operators(node: Node) -> Node:
+    x, scale, bias, mean, variance = node.inputs
+    epsilon = constant(np.asarray(node.attrs["epsilon"], x.type.numpy), f"{node.name}/epsilon")
+    raised = make("add", (variance, epsilon), {}, f"{node.name}/variance", node.origin)
     inverse = make("rsqrt", (raised.out(),), {}, f"{node.name}/rsqrt", node.origin)
-    factor_ = make("mul", (scale_, inverse.out()), {}, f"{node.name}/scale", node.origin)
-    centred = make("sub", (x, mean_), {}, f"{node.name}/centred", node.origin)
-    spread = make("mul", (centred.out(), factor_.out()), {}, f"{node.name}/scaled", node.origin)
-    return rewritten("add", (spread.out(), bias_), {}, node)
+    factor = make("mul", (scale, inverse.out()), {}, f"{node.name}/scale", node.origin)
+    centred = make("sub", (x, mean), {}, f"{node.name}/centred", node.origin)
+    spread = make("mul", (centred.out(), factor.out()), {}, f"{node.name}/scaled", node.origin)
+    return rewritten("add", (spread.out(), bias), {}, node)
 
 
 @rule(*ARITHMETIC)

@@ -19,9 +19,10 @@ WINDOWS = ("kernel", "strides")
 
 
 def left_to_do(node: Node) -> int:
-    """How many producers the rules below let the node read through, and one for a clip that is a relu."""
+    """What the rules below would change without removing a node: clamps in a row, a clip that is a relu, needless broadcasts."""
     if node.op in ("relu", "clip") and node.types[0].dtype.startswith("float"):
-        return len(_clamps(node)) - 1 + (node.op == "clip" and (node.attrs["lo"], node.attrs["hi"]) == (0, math.inf))
+        is_relu = node.op == "clip" and (node.attrs["lo"], node.attrs["hi"]) == (0, math.inf)
+        return (node.inputs[0].node.op in ("relu", "clip")) + is_relu
     return len(_needless_broadcasts(node)) if node.op in ELEMENTWISE else 0
 
 

@@ -12,11 +12,11 @@ Range = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def left_to_do(node: Node) -> int:
-    """How many producers the rules below let the node read through. Each rule makes it read through them all, so this comes to 0."""
+    """1 where one of the rules below lets the node read through its producer. They read through all such producers at once."""
     if node.op in ("reshape", "transpose"):
-        return len(_chain(node)) - 1
+        return int(node.inputs[0].node.op == node.op)
     if node.op == "slice":
-        return len(_through_slices(node)[2])
+        return int(_behind(node.inputs[0], node.attrs["starts"], node.attrs["stops"]) is not None)
     return int(_foldable_pad(node) is not None)
 
 
@@ -70,26 +70,22 @@ def transpose_to_reshape(node: Node, context: Context) -> Replacement | None:
     return rewritten("reshape", (source,), {"shape": node.types[0].shape}, node)
 
 
-def _through_slices(node: Node) -> tuple[Value, Range, list[Node]]:
-    """Where a slice's elements come from: behind other slices, and behind concats that join along an axis where one part has them all."""
-    value, starts, stops = node.inputs[0], list(node.attrs["starts"]), list(node.attrs["stops"])
-    skipped: list[Node] = []
-    while value.node.op in ("slice", "concat"):
-        producer = value.node
-        if producer.op == "slice":
-            starts = [a + b for a, b in zip(starts, producer.attrs["starts"], strict=True)]
-            stops = [a + b for a, b in zip(stops, producer.attrs["starts"], strict=True)]
-            value = producer.inputs[0]
-        else:
-            axis = producer.attrs["axis"]
-            part, before = _part_with(producer, starts[axis], stops[axis])
-            if part is None:
-                break
-            starts[axis] -= before
-            stops[axis] -= before
-            value = part
-        skipped.append(producer)
-    return value, (tuple(starts), tuple(stops)), skipped[::-1]
+def _behind(value: Value, starts: Sequence[int], stops: Sequence[int]) -> tuple[Value, Range] | None:
+    """Where starts..stops of a slice's or a concat's result come from, if from one input of it."""
+    producer = value.node
+    if producer.op == "slice":
+        before = producer.attrs["starts"]
+        return producer.inputs[0], (_added(starts, before), _added(stops, before))
+    if producer.op == "concat":
+        axis = producer.attrs["axis"]
+        part, start = _part_with(producer, starts[axis], stops[axis])
+        back = [-start if at == axis else 0 for at in range(len(starts))]
+        return None if part is None else (part, (_added(starts, back), _added(stops, back)))
+    return None
+
+
+def _added(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
+    return tuple(x + y for x, y in zip(a, b, strict=True))
 
 
 def _part_with(concat: Node, start: int, stop: int) -> tuple[Value | None, int]:
@@ -106,10 +102,15 @@ def _part_with(concat: Node, start: int, stop: int) -> tuple[Value | None, int]:
 @rule("slice")
 def merge_slices(node: Node, context: Context) -> Replacement | None:
     """slice(slice(x)) -> slice(x); slice(concat(..., x, ...)) inside x -> slice(x); a slice of everything -> its input."""
-    source, (starts, stops), skipped = _through_slices(node)
+    source, (starts, stops), skipped = node.inputs[0], (node.attrs["starts"], node.attrs["stops"]), []
+    behind = _behind(source, starts, stops)
+    while behind is not None:
+        skipped.append(source.node)
+        source, (starts, stops) = behind
+        behind = _behind(source, starts, stops)
     if source.type == node.types[0]:
         return source
-    return rewritten("slice", (source,), {"starts": starts, "stops": stops}, node, skipped) if skipped else None
+    return rewritten("slice", (source,), {"starts": starts, "stops": stops}, node, skipped[::-1]) if skipped else None
 
 
 @rule("concat")
