@@ -122,13 +122,12 @@ class _Entry:
     def interface(self, steps: Sequence[Step]) -> str:
         """IR lines that load the addresses of the inputs and outputs that the steps use."""
         buffers = [self.program.buffers[a.buffer] for s in steps for a in s.args]
+        pointer = self.target.pointer_bits // 8
         lines = []
         for place, array in (("input", "in"), ("output", "out")):
             for position in sorted({b.offset for b in buffers if b.place == place}):
-                lines.append(f"  %{array}{position}_at = getelementptr ptr, ptr %{array}, i32 {position}\n")
-                lines.append(
-                    f"  %{array}{position} = load ptr, ptr %{array}{position}_at, align {self.target.pointer_bits // 8}\n"
-                )
+                lines.append(f"  %{array}{position}_at = getelementptr i8, ptr %{array}, i32 {position * pointer}\n")
+                lines.append(f"  %{array}{position} = load ptr, ptr %{array}{position}_at, align {pointer}\n")
         return "".join(lines)
 
     def call(self, step: Step, number: int, begin: str, end: str) -> str:

@@ -51,6 +51,7 @@ def generate(request: dict[str, Any]) -> bytes | str:
 
     machine = target_machine(request["triple"], request["cpu"], request["features"], request["level"], request["abi"])
     module = llvm.parse_assembly(request["ir"], llvm.create_context())
+    module.data_layout = str(machine.target_data)  # the passes would take pointers to be 64 bits wide
     module.verify()
     if request["passes"]:
         manager = llvm.create_new_module_pass_manager()

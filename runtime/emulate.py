@@ -62,7 +62,7 @@ class EmulatedRunner:
         """Raises TargetError where no emulator is known for the target or the one needed is not installed."""
         self._manifest = bundle.manifest
         self._weights = bundle.weights or b""
-        target = find_target(bundle.manifest.target.name)
+        target = _target_of(bundle.manifest)
         self._command, board = _emulator(target, bundle.manifest)
         self._image = _board_image(bundle, target, board) if board is not None else _linux_image(bundle, target)
         self._files = board is not None
@@ -95,6 +95,13 @@ class EmulatedRunner:
         return _split(data, [info for _, info in self._manifest.outputs])
 
 
+def _target_of(manifest: Manifest) -> Target:
+    """As compiled; a bundle for the host of another machine counts as its architecture's base."""
+    if manifest.target.name != "host":
+        return find_target(manifest.target.name)
+    return find_target("aarch64" if manifest.target.triple.startswith(("aarch64", "arm64")) else "x86-64")
+
+
 def _split(data: bytes, infos: Sequence[TensorInfo]) -> list[np.ndarray]:
     arrays, at = [], 0
     for info in infos:
@@ -120,8 +127,8 @@ def _emulator(target: Target, manifest: Manifest) -> tuple[list[str], Board | No
         program, options = f"qemu-{target.family}", ["-cpu", "max"]
     else:
         raise TargetError(
-            f"{manifest.name} is compiled for {target.name}; it cannot run on this machine, and cortado knows no emulator for it. "
-            "Compile for target 'host' to run here"
+            f"{manifest.name} is compiled for {manifest.target.name} ({manifest.target.triple}); Python runs what is compiled for the "
+            "Linux machine it is on, and cortado knows no emulator for this"
         )
     found = shutil.which(program)
     if found is None:
@@ -160,11 +167,11 @@ def _board_image(bundle: Bundle, target: Target, board: Board) -> bytes:
 
 
 def _linked(
-    bundle: Bundle, target: Target, harness: str, regions: Sequence[Region]
+    bundle: Bundle, target: Target, harness: list[tuple[str, str]], regions: Sequence[Region]
 ) -> tuple[list[ElfObject], dict[str, int], list[Segment]]:
     """The harness and the library's objects in the regions; raises TargetError where they do not fit."""
-    (made,) = compile_modules([("harness", harness)], target)
-    objects = [read_object(made.data), *(read_object(data) for _, data in read_archive(bundle.library))]
+    made = compile_modules(harness, target)
+    objects = [*(read_object(item.data) for item in made), *(read_object(data) for _, data in read_archive(bundle.library))]
     layout = place(objects, regions)
     memory = [bytearray(nbytes) for nbytes in layout.filled]
     addresses = link(objects, regions, layout, [memoryview(part) for part in memory])

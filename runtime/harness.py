@@ -1,7 +1,8 @@
 """The program around a library that an emulator runs: reads the inputs, runs the model, writes the outputs. LLVM IR, no C compiler.
 
 It ends with exit status 0, or STATUS plus what NAME_init or NAME_run gave, or SHORT where the inputs ended early. The library's functions are
-called through a table that is filled after linking. The way to the system is machine code in the `prologue` data of a function.
+called through a table that is filled after linking. The way to the system is machine code in the `prologue` data of a function; it is a module
+of its own, since the function's body says nothing true to an optimizer.
 """
 
 from __future__ import annotations
@@ -14,20 +15,18 @@ ENTRY = "cortado_start"
 INPUT_FILE, OUTPUT_FILE = "input", "output"
 _CPACR, _FULL_ACCESS = 0xE000ED88, 0x00F00000  # Armv7-M ARM, B3.2.20: coprocessors 10 and 11, the float unit
 
-# word system(word number, word a, word b, word c): by architecture, with the numbers of read, write and exit.
+# word cortado_system(word number, word a, word b, word c): by architecture, with the numbers of read, write and exit.
 _LINUX = {
     "aarch64": ("e80300aae00301aae10302aae20303aa010000d4c0035fd6", 63, 64, 93),
     "arm": ("80402de90070a0e10100a0e10210a0e10320a0e1000000ef8080bde8", 3, 4, 1),
 }
-_SEMIHOSTING = "abbe7047"  # word system(word operation, pointer block): bkpt 0xab, bx lr
+_SEMIHOSTING = "abbe7047"  # word cortado_system(word operation, pointer block): bkpt 0xab, bx lr
 _OPEN, _WRITE, _READ, _EXIT = 1, 5, 6, 0x20  # Semihosting for AArch32 and AArch64, Arm; the exit is SYS_EXIT_EXTENDED
 _READ_BINARY, _WRITE_BINARY, _APPLICATION_EXIT = 1, 5, 0x20026
 
 
 _LINUX_TEXT = """
-define hidden {index} @system({index} %number, {index} %a, {index} %b, {index} %c) noinline optnone nounwind {code} {{
-  ret {index} 0
-}}
+declare hidden {index} @cortado_system({index}, {index}, {index}, {index}) nounwind
 
 define internal void @transfer({index} %number, {index} %file, ptr %data, {index} %count) nounwind {{
 entry:
@@ -40,7 +39,7 @@ loop:
 part:
   %place = getelementptr i8, ptr %data, {index} %at
   %address = ptrtoint ptr %place to {index}
-  %moved = call {index} @system({index} %number, {index} %file, {index} %address, {index} %left)
+  %moved = call {index} @cortado_system({index} %number, {index} %file, {index} %address, {index} %left)
   %good = icmp sgt {index} %moved, 0
   br i1 %good, label %more, label %short
 more:
@@ -65,15 +64,13 @@ define internal void @give(ptr %data, {index} %count) nounwind {{
 
 define internal void @leave(i32 %status) nounwind {{
   %wide = {exit_word}
-  %never = call {index} @system({index} {exit}, {index} %wide, {index} 0, {index} 0)
+  %never = call {index} @cortado_system({index} {exit}, {index} %wide, {index} 0, {index} 0)
   ret void
 }}
 """
 
 _BOARD_TEXT = """
-define hidden i32 @system(i32 %operation, ptr %block) noinline optnone nounwind {code} {{
-  ret i32 0
-}}
+declare hidden i32 @cortado_system(i32, ptr) nounwind
 
 @files = internal global [2 x i32] zeroinitializer
 @input_name = internal constant {input}
@@ -86,7 +83,7 @@ define internal i32 @call3(i32 %operation, i32 %a, i32 %b, i32 %c) nounwind {{
   store volatile i32 %b, ptr %second
   %third = getelementptr i8, ptr %block, i32 8
   store volatile i32 %c, ptr %third
-  %result = call i32 @system(i32 %operation, ptr %block)
+  %result = call i32 @cortado_system(i32 %operation, ptr %block)
   ret i32 %result
 }}
 
@@ -129,27 +126,29 @@ define hidden void @cortado_fault() nounwind {{
 
 def linux_harness(
     architecture: str, triple: str, index: str, arena: int, weights: int, inputs: Sequence[int], outputs: Sequence[int]
-) -> str:
-    """architecture: "aarch64" or "arm". index: the IR type of a pointer's width. arena, inputs, outputs: bytes.
+) -> list[tuple[str, str]]:
+    """Modules, (name, LLVM IR). architecture: "aarch64" or "arm". index: the IR type of a pointer's width. arena, inputs, outputs: bytes.
 
     weights: bytes of a separate file, 0 where they are linked. Standard input brings weights and inputs, standard output takes the outputs.
     """
     code, read, write, exit_ = _LINUX[architecture]
     exit_word = "zext i32 %status to i64" if index == "i64" else "add i32 %status, 0"
-    system = _LINUX_TEXT.format(
-        index=index, code=_bytes(code), read=read, write=write, exit=exit_, exit_word=exit_word, short=SHORT
-    )
+    system = _LINUX_TEXT.format(index=index, read=read, write=write, exit=exit_, exit_word=exit_word, short=SHORT)
     main = _main(index, arena, weights, inputs, outputs)
+    params = ", ".join([index] * 4)
     start = f"\ndefine hidden void @{ENTRY}() nounwind {{\n  call void @main()\n  ret void\n}}\n"
-    return f'target triple = "{triple}"\n{system}{main}{start}'
+    return [("harness", f'target triple = "{triple}"\n{system}{main}{start}'), _machine_code(triple, index, params, code)]
 
 
 def microcontroller_harness(
     triple: str, fpu: bool, arena: int, weights: int, inputs: Sequence[int], outputs: Sequence[int]
-) -> str:
-    """For Cortex-M with Arm semihosting: files INPUT_FILE and OUTPUT_FILE in the emulator's folder. Sizes as in `linux_harness`."""
+) -> list[tuple[str, str]]:
+    """Modules, (name, LLVM IR), for Cortex-M with Arm semihosting, sizes as in `linux_harness`.
+
+    The data are files INPUT_FILE and OUTPUT_FILE in the emulator's folder.
+    """
     system = _BOARD_TEXT.format(
-        code=_bytes(_SEMIHOSTING), read=_READ, write=_WRITE, exit=_EXIT, reason=_APPLICATION_EXIT, short=SHORT, fault=FAULT,
+        read=_READ, write=_WRITE, exit=_EXIT, reason=_APPLICATION_EXIT, short=SHORT, fault=FAULT,
         input=_c_string(INPUT_FILE), output=_c_string(OUTPUT_FILE),
     )  # fmt: skip
     access = f"  store volatile i32 {_FULL_ACCESS}, ptr inttoptr (i32 {_signed(_CPACR)} to ptr)\n" if fpu else ""
@@ -164,7 +163,11 @@ define hidden void @{ENTRY}() nounwind {{
   ret void
 }}
 """
-    return f'target triple = "{triple}"\n{system}{_main("i32", arena, weights, inputs, outputs)}{start}'
+    main = _main("i32", arena, weights, inputs, outputs)
+    return [
+        ("harness", f'target triple = "{triple}"\n{system}{main}{start}'),
+        _machine_code(triple, "i32", "i32, ptr", _SEMIHOSTING),
+    ]
 
 
 def _main(index: str, arena: int, weights: int, inputs: Sequence[int], outputs: Sequence[int]) -> str:
@@ -212,9 +215,11 @@ def _c_string(text: str) -> str:
     return f'[{len(text) + 1} x i8] c"{text}\\00"'
 
 
-def _bytes(code: str) -> str:
+def _machine_code(triple: str, word: str, params: str, code: str) -> tuple[str, str]:
     data = bytes.fromhex(code)
-    return f'prologue [{len(data)} x i8] c"{"".join(f"{chr(92)}{byte:02x}" for byte in data)}"'
+    prologue = f'prologue [{len(data)} x i8] c"{"".join(f"{chr(92)}{byte:02x}" for byte in data)}"'
+    define = f"define hidden {word} @cortado_system({params}) noinline optnone nounwind {prologue} {{\n  ret {word} 0\n}}\n"
+    return "system", f'target triple = "{triple}"\n\n{define}'
 
 
 def _signed(word: int) -> int:

@@ -44,7 +44,7 @@ class HostRunner:
 
     def run(self, inputs: Sequence[np.ndarray], threads: int = 1) -> list[np.ndarray]:
         """New output arrays, in order, for input arrays of the right dtypes and shapes, in order."""
-        given = [array if array.flags.carray else np.require(array, requirements="CA") for array in inputs]
+        given = [array if array.flags.carray else np.require(array, requirements=["C", "A"]) for array in inputs]
         outputs = [_new_output(info) for _, info in self._manifest.outputs]
         ins, outs = _pointers(given), _pointers(outputs)
         with self._lock:

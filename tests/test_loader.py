@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import re
 import shutil
-import sys
 import threading
 from dataclasses import replace
 
@@ -271,5 +270,16 @@ def test_a_missing_emulator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda program: None)
     with pytest.raises(TargetError, match="install qemu-system-arm"):
         EmulatedRunner(bundle)
-    with pytest.raises(TargetError, match=r"knows no emulator for it.*target 'host'"):
-        EmulatedRunner(small_bundle(find_target("aarch64@ios" if sys.platform != "darwin" else "x86-64@windows")))
+    with pytest.raises(TargetError, match=r"aarch64@ios \(arm64-apple-ios.*knows no emulator for this"):
+        EmulatedRunner(small_bundle(find_target("aarch64@ios")))
+
+
+@pytest.mark.emulator
+def test_the_host_of_another_machine_is_emulated() -> None:
+    if shutil.which("qemu-aarch64") is None:
+        pytest.skip("qemu-aarch64 is not installed")
+    bundle = small_bundle(replace(find_target("aarch64"), name="host"))
+    if runs_in_process(bundle):
+        pytest.skip("this machine's own")
+    feeds = small_feeds()
+    check(EmulatedRunner(bundle).run(list(feeds.values())), feeds)
