@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -191,6 +193,14 @@ def load(bad: Bad) -> object:
     return cortado.load(bad.source, init=bad.init, inputs=bad.inputs, outputs=bad.outputs)
 
 
+def peak_bytes() -> int:
+    """The most memory this program has held. Linux's getrusage would count what the process that started it held."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def main() -> None:
     slowest = ("", 0.0)
     for name, bad in all_cases().items():
@@ -199,7 +209,7 @@ def main() -> None:
             load(bad)
         except cortado.CortadoError:
             slowest = max(slowest, (name, time.process_time() - start), key=lambda pair: pair[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_bytes()
     print(json.dumps({"slowest": slowest[0], "seconds": slowest[1], "peak_bytes": peak}))
 
 
