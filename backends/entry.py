@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cortado.backends.probe import probe_checks, probe_declarations, probe_functions, probe_of
+from cortado.backends.status import ECPU, EINIT, EWEIGHTS
 from cortado.backends.weights import HASH_AT, HEADER_BYTES, MAGIC, SIZE_AT, weights_symbol
 from cortado.compiler.program import ALIGNMENT, Program, Step
 from cortado.compiler.target import Target
 
-EINIT, EWEIGHTS, ECPU = 1, 2, 3
 ARENA_HEADER = ALIGNMENT  # bytes: model hash (u64), weights pointer
 WEIGHTS_ALIGNMENT = 8  # bytes: the widest element that a kernel loads
 

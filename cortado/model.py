@@ -93,7 +93,7 @@ class Model:
 
         with self._lock:
             if self._runner is None:
-                self._runner = HostRunner(self._bundle) if runs_in_process(self._bundle) else _emulated(self._bundle)
+                self._runner = HostRunner(self._bundle) if runs_in_process(self._bundle.manifest) else _emulated(self._bundle)
             return self._runner
 
 

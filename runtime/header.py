@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cortado.backends.entry import ECPU, EINIT, EWEIGHTS, WEIGHTS_ALIGNMENT
+from cortado.backends.entry import WEIGHTS_ALIGNMENT
+from cortado.backends.status import ECPU, EINIT, EWEIGHTS
 from cortado.compiler.types import NUMPY_DTYPE, TensorInfo
 from cortado.runtime.manifest import Sizes
 from cortado.runtime.names import blob_identifiers

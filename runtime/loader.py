@@ -5,26 +5,27 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cortado.backends.entry import ECPU
-from cortado.backends.targets import find_target
+from cortado.backends.status import ECPU
 from cortado.compiler.types import NUMPY_DTYPE, TensorInfo
 from cortado.errors import CortadoError, TargetError
 from cortado.runtime.archive import read_archive
 from cortado.runtime.bundle import Bundle
-from cortado.runtime.elf import read_object
+from cortado.runtime.elf import AARCH64, X86_64
 from cortado.runtime.manifest import Manifest
 from cortado.runtime.memory import LoadedCode, runs_here
-from cortado.runtime.pool import ThreadPool
+
+if TYPE_CHECKING:
+    from cortado.runtime.pool import ThreadPool
 
 
-def runs_in_process(bundle: Bundle) -> bool:
-    """Whether the library is for this machine's architecture and system. Its instructions may still be too new: `HostRunner` tells."""
-    objects = read_archive(bundle.library)
-    triple = bundle.manifest.target.triple
-    return "linux" in triple and objects[0][1][:4] == b"\x7fELF" and runs_here(read_object(objects[0][1]).machine)
+def runs_in_process(manifest: Manifest) -> bool:
+    """Whether a library is for this machine's architecture and system. Its instructions may still be too new: `HostRunner` tells."""
+    architecture, _, system = manifest.target.triple.partition("-")
+    return "linux" in system and runs_here({"x86_64": X86_64, "aarch64": AARCH64}.get(architecture, 0))
 
 
 class HostRunner:
@@ -77,6 +78,9 @@ class HostRunner:
         return arena
 
     def _thread_pool(self) -> ThreadPool:
+        from cortado.backends.targets import find_target
+        from cortado.runtime.pool import ThreadPool
+
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPool(find_target("host"))

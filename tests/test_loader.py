@@ -14,8 +14,9 @@ from native import runnable_targets
 from programs import FIRST, SECOND, small_answer, small_bundle, small_feeds, small_program
 
 from cortado.backends.codegen import assembly, compile_modules
-from cortado.backends.entry import ARENA_HEADER, EINIT, EWEIGHTS, entry_modules, parts_of
+from cortado.backends.entry import ARENA_HEADER, entry_modules, parts_of
 from cortado.backends.probe import PROBED, probe_checks, probe_declarations, probe_functions, probe_of
+from cortado.backends.status import EINIT, EWEIGHTS
 from cortado.backends.targets import find_target
 from cortado.compiler.interpret import run_program
 from cortado.compiler.options import CompileOptions
@@ -214,7 +215,7 @@ def test_entry_points_use_base_instructions_alone() -> None:
 
 def test_code_of_another_machine_is_not_loaded() -> None:
     bundle = small_bundle(find_target("cortex-m4"))
-    assert not runs_in_process(bundle)
+    assert not runs_in_process(bundle.manifest)
     with pytest.raises(TargetError, match="another processor"):
         loaded(bundle)
 
@@ -247,7 +248,7 @@ def test_foreign_libraries_run_in_emulators(name: str, separate: bool) -> None:
     if shutil.which(EMULATED[name]) is None:
         pytest.skip(f"{EMULATED[name]} is not installed")
     bundle = small_bundle(find_target(name), CompileOptions(separate_weights=separate))
-    if runs_in_process(bundle):
+    if runs_in_process(bundle.manifest):
         pytest.skip("not foreign here")
     feeds = small_feeds()
     check(EmulatedRunner(bundle).run(list(feeds.values())), feeds)
@@ -279,7 +280,7 @@ def test_the_host_of_another_machine_is_emulated() -> None:
     if shutil.which("qemu-aarch64") is None:
         pytest.skip("qemu-aarch64 is not installed")
     bundle = small_bundle(replace(find_target("aarch64"), name="host"))
-    if runs_in_process(bundle):
+    if runs_in_process(bundle.manifest):
         pytest.skip("this machine's own")
     feeds = small_feeds()
     check(EmulatedRunner(bundle).run(list(feeds.values())), feeds)
