@@ -72,14 +72,16 @@ def ir_constant(number: int | float, type_: Type, target: Target) -> str:
 
 
 def _attributes(target: Target) -> str:
-    """Frame sizes are reported for every function through warn-stack-size; no-builtins keeps calls of libc from being made."""
+    """Frame sizes are reported for every function through warn-stack-size, and without a red zone they are all of the stack that is used;
+    no-builtins keeps calls of libc from being made.
+    """
     words: dict[str, str] = {
         "target-cpu": target.cpu, "target-features": ",".join(target.features), "frame-pointer": "none", "warn-stack-size": "0",
     }  # fmt: skip
     if target.family == "x86" and target.vector_bits == 512:
         words |= {"prefer-vector-width": "512", "min-legal-vector-width": "512"}
     pairs = " ".join(f'"{key}"="{value}"' for key, value in words.items() if value)
-    return f'attributes #0 = {{ nounwind noinline "no-builtins" "no-stack-arg-probe" {pairs} }}\nattributes #1 = {{ nounwind }}'
+    return f'attributes #0 = {{ nounwind noinline noredzone "no-builtins" {pairs} }}\nattributes #1 = {{ nounwind }}'
 
 
 class Function:

@@ -26,7 +26,7 @@ MNEMONICS = {
     },
     "aarch64": {"fma": r"fml?add?|fmla", "abs": "fabs", "sqrt": "fsqrt", "round_even": "frintn", "floor": "frintm", "ceil": "frintp"},
     "arm": {
-        "fma": r"vfma\.f32", "abs": r"vabs\.f32", "sqrt": r"vsqrt\.f32", "round_even": r"vrintn\.f32", "floor": r"vrintm\.f32",
+        "fma": r"vfma\.f32", "abs": r"vabs\.f32", "sqrt": r"vsqrt\.f32", "round_even": r"vrintx\.f32", "floor": r"vrintm\.f32",
         "ceil": r"vrintp\.f32", "leading_zeros": "clz", "mul_high": "umull",
     },
 }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from cortado.backends.targets.rows import INTEGER_ROWS, float_rows
+from cortado.backends.targets.rows import INTEGER_ROWS, INTRINSICS, float_rows
 from cortado.backends.targets.systems import SYSTEMS
 from cortado.compiler.target import Memory, Target
 
@@ -48,6 +48,8 @@ APPLICATION_CORES: Mapping[str, Core] = {
     "arm32-cortex-a53": Core("armv8a", "fp-armv8", True, 128, 16, ("neon",), 1200 * _MHZ),
     "arm32-cortex-a72": Core("armv8a", "fp-armv8", True, 128, 16, ("neon",), 1500 * _MHZ),
 }
+# LLVM 20 selects no instruction for roundeven here. rint uses the current rounding mode, which is to nearest even.
+_INTRINSICS = {**INTRINSICS, "round_even": "llvm.rint"}
 _FUSED = ("vfp4d16sp", "vfp4", "fp-armv8d16sp", "fp-armv8")
 
 
@@ -83,7 +85,7 @@ def make(name: str, cpu: str, added: Iterable[str], system: str) -> Target:
         vector_registers=core.vector_registers,
         fpu=bool(fpu),
         divides=core.divides,
-        rows=(*float_rows(rows, core.vector_bits), *(INTEGER_ROWS if core.long else ())),
+        rows=(*float_rows(rows, core.vector_bits, intrinsics=_INTRINSICS), *(INTEGER_ROWS if core.long else ())),
         memories=() if microcontroller else (Memory("l1", 32 << 10), Memory("l2", 256 << 10)),
         clock_hz=core.clock_hz,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from cortado.backends.llvm import Function, intrinsic_row
 from cortado.compiler.lang import I32, Type
@@ -21,10 +21,15 @@ def lengths(vector_bits: int, scalar_bits: int) -> tuple[int, ...]:
     return tuple(1 << i for i in range(most.bit_length()))
 
 
-def float_rows(features: Mapping[str, str], vector_bits: int, scalars: tuple[str, ...] = ("f32",)) -> tuple[Row, ...]:
+def float_rows(
+    features: Mapping[str, str],
+    vector_bits: int,
+    scalars: tuple[str, ...] = ("f32",),
+    intrinsics: Mapping[str, str] = INTRINSICS,
+) -> tuple[Row, ...]:
     """Rows for the virtual instructions in `features`: name -> the target feature it needs ("" for none).
 
-    fma is given for float32 alone: its meaning is defined there.
+    fma is given for float32 alone: its meaning is defined there. intrinsics: by virtual instruction, without the type's suffix.
     """
     rows: list[Row] = []
     for scalar in scalars:
@@ -32,12 +37,8 @@ def float_rows(features: Mapping[str, str], vector_bits: int, scalars: tuple[str
             for name, feature in features.items():
                 if name != "fma" or scalar == "f32":
                     types = (Type(scalar, lanes),) * _ARGUMENTS.get(name, 1)
-                    rows.append(Row(name, types, feature, _emitter(name)))
+                    rows.append(Row(name, types, feature, intrinsic_row(intrinsics[name])))
     return tuple(rows)
-
-
-def _emitter(name: str) -> Callable[..., str]:
-    return intrinsic_row(INTRINSICS[name])
 
 
 def _leading_zeros(function: Function, result: Type, args: Sequence[tuple[str, str]]) -> str:
