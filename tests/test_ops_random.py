@@ -52,7 +52,7 @@ ATTRIBUTES: dict[str, Draw] = {
     "k": lambda rng, rank: whole(rng),
     "keepdims": lambda rng, rank: bool(rng.integers(2)), "count_include_pad": lambda rng, rank: bool(rng.integers(2)),
     "transpose_a": lambda rng, rank: bool(rng.integers(2)), "transpose_b": lambda rng, rank: bool(rng.integers(2)),
-    "mode": lambda rng, rank: str(rng.choice(["constant", "reflect", "edge", "wrap"])), "dtype": lambda rng, rank: str(rng.choice(DTYPES)),
+    "mode": lambda rng, rank: str(rng.choice(["constant", "reflect", "edge", "wrap", "sum", "mean", "max"])), "dtype": lambda rng, rank: str(rng.choice(DTYPES)),
     "epilogue": lambda rng, rank: (("activation", "relu", ()),) if rng.integers(2) else (),
     "expr": lambda rng, rank: (("add", (0, 0), ()), ("abs", (1,), ())),
     "out_h": lambda rng, rank: whole(rng, -1, 6), "out_w": lambda rng, rank: whole(rng, -1, 6),
@@ -79,10 +79,11 @@ def draw_node(rng: np.random.Generator, op: str) -> tuple[list[TensorType], dict
         "conv": [(whole(rng, 0, 5), *rng.integers(1, 4, max(0, rank - 2)), channels[0] // max(1, attrs.get("group", 1)))],
         "fc": [(whole(rng, 0, 5), *channels)], "batch_matmul": [(*channels, whole(rng, 0, 5))], "batch_norm": [channels] * 4,
         "prelu": [channels], "where": [shape, shape], "gather": [(whole(rng, 0, 4),)],
+        "segment_reduce": [(whole(rng, 0, 5),)],
     }  # fmt: skip
     more["conv_transpose"] = more["conv"]
     if op in more:
-        dtype = "int64" if op == "gather" else dtype
+        dtype = {"gather": "int64", "segment_reduce": "int32"}.get(op, dtype)
         kinds += [TensorType(tuple(int(d) for d in extra), dtype) for extra in more[op]]
         kinds[0] = TensorType(shape, "bool") if op == "where" else kinds[0]
     elif op != "pointwise" and rng.integers(2):

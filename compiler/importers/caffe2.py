@@ -12,12 +12,19 @@ import numpy as np
 from cortado.compiler.graph import Graph, Node, Value, constant, graph_input
 from cortado.compiler.importers import (
     caffe2_conv,
+    caffe2_distance,
     caffe2_elementwise,
     caffe2_fill,
     caffe2_image,
     caffe2_join,
+    caffe2_normalize,
+    caffe2_patches,
     caffe2_pool,
+    caffe2_recurrent,
     caffe2_reduce,
+    caffe2_score,
+    caffe2_select,
+    caffe2_sequence,
     caffe2_shape,
 )
 from cortado.compiler.importers.caffe2_args import Args
@@ -39,6 +46,13 @@ OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
         **caffe2_reduce.OPERATORS,
         **caffe2_fill.OPERATORS,
         **caffe2_image.OPERATORS,
+        **caffe2_distance.OPERATORS,
+        **caffe2_normalize.OPERATORS,
+        **caffe2_patches.OPERATORS,
+        **caffe2_recurrent.OPERATORS,
+        **caffe2_score.OPERATORS,
+        **caffe2_select.OPERATORS,
+        **caffe2_sequence.OPERATORS,
     }
 )
 

@@ -158,7 +158,9 @@ def _glu(call: Call) -> Results:
 def _stump(call: Call) -> Results:
     """high_value where x > threshold, else low_value."""
     call.dtype(FLOAT32)
-    threshold, low, high = (call.number(call.args.number(name, 0.0), "float32", name) for name in ("threshold", "low_value", "high_value"))
+    threshold, low, high = (
+        call.number(call.args.number(name, 0.0), "float32", name) for name in ("threshold", "low_value", "high_value")
+    )
     above = call.helper("gt", (call.x, threshold), "above")
     shape = {"shape": call.x.shape}
     values = [call.helper("broadcast_to", (v,), f"{name}s", shape) for v, name in ((high, "high"), (low, "low"))]

@@ -72,7 +72,9 @@ def _group_norm(call: Call) -> Results:
         raise ShapeError(f"the input '{call.operator.inputs[0]}' is {show(shape)}; GroupNorm needs at least 2 axes")
     channels = shape[1 if first else -1]
     if group < 1 or channels % group:
-        raise ShapeError(f"argument 'group' is {group} (32 where absent); it must divide the {channels} channels of {show(shape)}")
+        raise ShapeError(
+            f"argument 'group' is {group} (32 where absent); it must divide the {channels} channels of {show(shape)}"
+        )
     if len(call.operator.outputs) == 2:
         raise FormatError("takes 1 or 3 outputs, the file gives 2")
     call.shape(1, (channels,), "scale")
@@ -96,7 +98,9 @@ def _layer_norm(call: Call) -> Results:
     axis = call.axis(call.args.integer("axis", 1), len(shape))
     affine = call.args.flag("elementwise_affine")
     if affine and len(call.inputs) != 3:
-        raise FormatError(f"elementwise_affine=1 needs scale and bias as inputs 1 and 2, the file gives {len(call.inputs)} inputs")
+        raise FormatError(
+            f"elementwise_affine=1 needs scale and bias as inputs 1 and 2, the file gives {len(call.inputs)} inputs"
+        )
     epsilon = _epsilon(call)
     mean, centred, variance = _statistics(call, call.x, range(axis, len(shape)))
     shifted = call.helper("add", (variance, call.number(epsilon, "float32", "epsilon")), "shifted")

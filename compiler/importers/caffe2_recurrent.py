@@ -58,7 +58,9 @@ def _kept(call: Call, running: Value | None, new: Value, old: Value, output: int
     if running is None:
         return new
     if call.args.flag("drop_states"):
-        old = call.helper("broadcast_to", (call.number(0, "float32", f"dropped{output}"),), f"zeros{output}", {"shape": old.shape})
+        old = call.helper(
+            "broadcast_to", (call.number(0, "float32", f"dropped{output}"),), f"zeros{output}", {"shape": old.shape}
+        )
     return call.node("where", (running, new, old), None, output)
 
 
@@ -106,8 +108,9 @@ def _inference_lstm(call: Call) -> Results:
     biased, batch_first = call.args.flag("has_biases", True), call.args.flag("batch_first")
     directions = 2 if call.args.flag("bidirectional") else 1
     each = 4 if biased else 2
-    if layers < 1 or len(call.inputs) != 3 + layers * directions * each:
-        raise FormatError(f"{layers} layers of {directions} directions take {3 + layers * directions * each} inputs, the file gives {len(call.inputs)}")
+    wanted = 3 + layers * directions * each
+    if layers < 1 or len(call.inputs) != wanted:
+        raise FormatError(f"{layers} layers of {directions} directions take {wanted} inputs, the file gives {len(call.inputs)}")
     if len(call.x.shape) != 3:
         raise ShapeError(f"the input '{call.operator.inputs[0]}' is {show(call.x.shape)}; it must have 3 axes")
     x = call.transposed(call.x, (1, 0, 2), "time_first") if batch_first else call.x
@@ -159,12 +162,14 @@ class _Direction:
         return y, hidden, cell
 
     def _start(self, position: int) -> Value:
-        given = self.call.inputs[position]
+        call, given = self.call, self.call.inputs[position]
         if len(given.shape) != 3 or self.number >= given.shape[0]:
-            raise ShapeError(f"the state '{self.call.operator.inputs[position]}' is {show(given.shape)}; it must be [layers, batch, units]")
-        starts, stops = (self.number, 0, 0), (self.number + 1, *given.shape[1:])
-        part = given if given.shape[0] == 1 else self.call.helper("slice", (given,), f"{self.name}start{position}", {"starts": starts, "stops": stops})
-        return self.call.reshaped(part, given.shape[1:], f"{self.name}state{position}")
+            name = call.operator.inputs[position]
+            raise ShapeError(f"the state '{name}' is {show(given.shape)}; it must be [layers, batch, units]")
+        if given.shape[0] > 1:
+            attrs = {"starts": (self.number, 0, 0), "stops": (self.number + 1, *given.shape[1:])}
+            given = call.helper("slice", (given,), f"{self.name}start{position}", attrs)
+        return call.reshaped(given, given.shape[1:], f"{self.name}state{position}")
 
     def _bias(self) -> Value:
         if not self.biases:

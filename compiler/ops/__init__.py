@@ -7,7 +7,19 @@ from types import MappingProxyType
 from typing import Any
 
 from cortado.compiler.graph import Node, Value
-from cortado.compiler.ops import conv, conv_transpose, elementwise, normalize, pointwise, pool, reduce, resize, select, shape
+from cortado.compiler.ops import (
+    conv,
+    conv_transpose,
+    elementwise,
+    normalize,
+    pointwise,
+    pool,
+    reduce,
+    resize,
+    segment,
+    select,
+    shape,
+)
 from cortado.compiler.ops.checks import bounded
 from cortado.compiler.ops.record import Op, input_types
 from cortado.compiler.types import TensorType
@@ -35,6 +47,7 @@ OPS: Mapping[str, Op] = merged(
         pointwise.OPS,
         shape.OPS,
         reduce.OPS,
+        segment.OPS,
         select.OPS,
         resize.OPS,
     )
