@@ -11,7 +11,6 @@ import numpy as np
 from cortado.compiler.graph import Graph, Node
 from cortado.compiler.kernels.move import lower_copy
 from cortado.compiler.kernels.table import LOWERINGS, Lowering
-from cortado.compiler.lang import Kernel
 from cortado.compiler.legalize import legalize
 from cortado.compiler.ops import OPS
 from cortado.compiler.plan import Interval, align, assign_offsets, verify_plan
@@ -191,12 +190,3 @@ def _info(graph: Graph, name: str, type_: TensorType) -> TensorInfo:
     quant = type_.quant
     scale, zero = (quant.scales[0], quant.zero_points[0]) if quant is not None and quant.axis is None else (None, None)
     return TensorInfo(type_.shape, type_.dtype, graph.layouts.get(name, ""), scale, zero)
-
-
-def kernels_of(program: Program) -> tuple[Kernel, ...]:
-    """Every distinct kernel of a program, callees before callers, in order of first use."""
-    found: dict[str, Kernel] = {}
-    for step in program.steps:
-        for kernel in (*step.kernel.callees(), step.kernel):
-            found.setdefault(kernel.name, kernel)
-    return tuple(found.values())

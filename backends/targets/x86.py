@@ -33,7 +33,10 @@ def names() -> tuple[str, ...]:
 
 
 def make(name: str, cpu: str, additions: Iterable[str], system: str, memories: tuple[Memory, ...] = ()) -> Target:
-    """cpu: a key of LEVELS or CPUS. additions: keys of ADDITIONS."""
+    """cpu: a key of LEVELS or CPUS. additions: keys of ADDITIONS.
+
+    LLVM is told the level and the features only: a cpu's name would let it use instructions that NAME_init does not probe.
+    """
     features = set({**LEVELS, **CPUS}[cpu])
     for addition in additions:
         features |= {addition, *ADDITIONS[addition]}
@@ -48,7 +51,7 @@ def make(name: str, cpu: str, additions: Iterable[str], system: str, memories: t
         name=name,
         triple=SYSTEMS[system].triples["x86_64"],
         object_format=SYSTEMS[system].object_format,
-        cpu=cpu,
+        cpu=next(level for level in reversed(LEVELS) if features.issuperset(LEVELS[level])),
         family="x86",
         features=tuple(sorted(f"+{feature}" for feature in features)),
         vector_bits=bits,
