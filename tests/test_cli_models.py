@@ -6,14 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cortado
 import numpy as np
 import pytest
+from PIL import Image
+
+import cortado
 from cortado import digits
 from cortado.cli.main import invoke
 from cortado.demo import MACHINES
 from cortado.digits import as_picture, held_out, model_folder, network_input
-from PIL import Image
 
 SHAPE = "data=1,1,8,8"
 MODEL = str(model_folder())
@@ -55,7 +56,9 @@ def test_compile_writes_a_bundle_and_says_what_is_in_it(
     assert "compiling" in err and [path.name for path in tmp_path.iterdir()] == ["build"]
     found = document(capsys, "compile", MODEL, "--input", SHAPE, "-o", "other")
     assert found["folder"] == "other"
-    assert {entry["name"]: entry["bytes"] for entry in found["files"]} == {p.name: p.stat().st_size for p in Path("other").iterdir()}
+    assert {entry["name"]: entry["bytes"] for entry in found["files"]} == {
+        p.name: p.stat().st_size for p in Path("other").iterdir()
+    }
 
 
 def test_run_on_a_picture_with_the_preparation_of_the_bundle(
@@ -93,7 +96,10 @@ def test_run_compiles_a_model_file_and_keeps_exact_arrays(tmp_path: Path, capsys
 def test_inner_blobs_can_be_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "x.npy", network_input(held_out()[0][0]))
     found = document(capsys, "run", MODEL, str(tmp_path / "x.npy"), "--input", SHAPE, "--blob", "pool2", "--blob", "prob")
-    assert {name: entry["shape"] for name, entry in found["runs"][0]["outputs"].items()} == {"pool2": [1, 32, 4, 4], "prob": [1, 10]}
+    assert {name: entry["shape"] for name, entry in found["runs"][0]["outputs"].items()} == {
+        "pool2": [1, 32, 4, 4],
+        "prob": [1, 10],
+    }
 
 
 def test_report_of_a_bundle_and_of_a_model_file(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
