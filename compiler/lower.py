@@ -54,9 +54,9 @@ def _lower_node(node: Node, storage: Storage, steps: _Steps) -> None:
         strides = reshape_strides(node.types[0].shape, out.strides, source.shape) or contiguous_strides(source.shape)
         steps.copy(node, source.type, places[source], Place(out.root, out.offset, strides), node.name)
     elif node.op == "slice":
-        source = places[node.inputs[0]]
-        moved = sum(a * b for a, b in zip(node.attrs["starts"], source.strides, strict=True))
-        steps.copy(node, node.types[0], Place(source.root, source.offset + moved, source.strides), places[node.out()], node.name)
+        whole = places[node.inputs[0]]
+        moved = sum(a * b for a, b in zip(node.attrs["starts"], whole.strides, strict=True))
+        steps.copy(node, node.types[0], Place(whole.root, whole.offset + moved, whole.strides), places[node.out()], node.name)
     elif node.op == "concat":
         for position, value in enumerate(node.inputs):
             view = storage.concat_view(node, position)
@@ -146,7 +146,8 @@ class _Steps:
         at = dict(zip(arena, offsets, strict=True))
         weights, blob = self._pack_weights()
         at.update(weights)
-        buffers, number = [], {}
+        buffers: list[Buffer] = []
+        number: dict[Root, int] = {}
         for root, (first, last) in touched.items():
             number[root] = len(buffers)
             buffers.append(Buffer(root.name, root.place, root.nbytes, at.get(root, root.position), first, last))

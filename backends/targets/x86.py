@@ -51,7 +51,7 @@ def make(name: str, cpu: str, additions: Iterable[str], system: str, memories: t
         name=name,
         triple=SYSTEMS[system].triples["x86_64"],
         object_format=SYSTEMS[system].object_format,
-        cpu=next(level for level in reversed(LEVELS) if features.issuperset(LEVELS[level])),
+        cpu=next(level for level in reversed(tuple(LEVELS)) if features.issuperset(LEVELS[level])),
         family="x86",
         features=tuple(sorted(f"+{feature}" for feature in features)),
         vector_bits=bits,
