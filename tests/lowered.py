@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def made_target(bits: int, masked: bool = False, fma: bool = True) -> Target:
     """A target that only the interpreter runs: vectors of so many bits, fma and abs for every length."""
     from cortado.backends.targets.rows import float_rows
 
-    rows: tuple[Row, ...] = float_rows({name: "" for name in ("abs", "sqrt", *["fma"] * fma)}, bits, ("f32", "f64"))
+    rows: tuple[Row, ...] = float_rows(dict.fromkeys(("abs", "sqrt", *(["fma"] * fma)), ""), bits, ("f32", "f64"))
     return Target(f"any{bits}", "x86_64-unknown-linux-gnu", "x86-64", "x86", vector_bits=bits, masked=masked, rows=rows)
 
 
@@ -69,7 +70,9 @@ def node_of(op: str, arrays: Sequence[np.ndarray], attrs: dict[str, Any], fixed:
     return make(op, values, attrs, "node")
 
 
-def run_calls(calls: Sequence[KernelCall], ins: Sequence[Tensor], outs: Sequence[Tensor], target: Target, how: str, pieces: int) -> None:
+def run_calls(
+    calls: Sequence[KernelCall], ins: Sequence[Tensor], outs: Sequence[Tensor], target: Target, how: str, pieces: int
+) -> None:
     """Launch the kernels, each one's tasks in `pieces` parts, last part first."""
     scratch: dict[Any, np.ndarray] = {}
     for call in calls:
@@ -84,7 +87,7 @@ def run_calls(calls: Sequence[KernelCall], ins: Sequence[Tensor], outs: Sequence
                 tensor = (ins if ref.kind == "input" else outs)[ref.index]
                 memories.append((tensor.memory, tensor.at))
         bounds = [call.tasks * i // pieces for i in range(pieces + 1)]
-        ranges = list(zip(bounds[:-1], bounds[1:], strict=True))[::-1]
+        ranges = list(itertools.pairwise(bounds))[::-1]
         if how == "interpret":
             function = compile_kernel(call.kernel)
             for begin, end in ranges:
@@ -134,7 +137,9 @@ def check(
     want = reference(node, arrays)
     got = run_lowered(lower, node, arrays, target, **how)
     assert got.dtype == want.dtype
-    np.testing.assert_allclose(got, want, rtol=rtol, atol=atol, equal_nan=True, err_msg=f"{node.op} {dict(node.attrs)} {target.name}")
+    np.testing.assert_allclose(
+        got, want, rtol=rtol, atol=atol, equal_nan=True, err_msg=f"{node.op} {dict(node.attrs)} {target.name}"
+    )
     cut = run_lowered(lower, node, arrays, target, **{**how, "pieces": 3, "pad": how.get("pad", 0)})
     assert cut.tobytes() == got.tobytes(), "the partition of tasks changes the bits"
     return got

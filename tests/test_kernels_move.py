@@ -25,7 +25,11 @@ def numbered(shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
     count = int(np.prod(shape))
     if dtype == "bool":
         return (np.arange(count) % 3 == 0).reshape(shape)
-    return (np.arange(count) % 120).astype(dtype).reshape(shape) if dtype == "int8" else np.arange(count).astype(dtype).reshape(shape)
+    return (
+        (np.arange(count) % 120).astype(dtype).reshape(shape)
+        if dtype == "int8"
+        else np.arange(count).astype(dtype).reshape(shape)
+    )
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
@@ -55,7 +59,9 @@ def test_four_axes(perm: tuple[int, ...]) -> None:
         check(lower_transpose, node_of("transpose", [x], {"perm": perm}), [x], target, pad=1)
 
 
-@pytest.mark.parametrize(("itemsize", "count"), [(1, 2), (1, 16), (2, 8), (2, 16), (4, 1), (4, 4), (4, 8), (4, 16), (8, 2), (8, 8)])
+@pytest.mark.parametrize(
+    ("itemsize", "count"), [(1, 2), (1, 16), (2, 8), (2, 16), (4, 1), (4, 4), (4, 8), (4, 16), (8, 2), (8, 8)]
+)
 def test_blocks_in_registers(itemsize: int, count: int) -> None:
     k = KernelBuilder("block", TARGETS[3])
     source, sink = k.param("in"), k.param("out")
@@ -125,7 +131,14 @@ def test_pad_of_nothing_is_all_constant() -> None:
 @pytest.mark.parametrize("kind", ["int32", "int64"])
 def test_gather(kind: str, target: Target) -> None:
     rng = np.random.default_rng(0)
-    cases = [((9, 5), 0, (4,)), ((9, 37), 0, (2, 3)), ((3, 8, 5), 1, (6,)), ((3, 8), 1, (7,)), ((6,), 0, ()), ((4, 2, 3, 5), 2, (2, 2))]
+    cases = [
+        ((9, 5), 0, (4,)),
+        ((9, 37), 0, (2, 3)),
+        ((3, 8, 5), 1, (6,)),
+        ((3, 8), 1, (7,)),
+        ((6,), 0, ()),
+        ((4, 2, 3, 5), 2, (2, 2)),
+    ]
     for shape, axis, chosen in cases:
         for dtype in DTYPES:
             x = numbered(shape, dtype)
@@ -144,7 +157,12 @@ def test_gather_stays_inside_the_tensor() -> None:
 @pytest.mark.parametrize("name", runnable_targets())
 def test_native(name: str) -> None:
     target = find_target(name)
-    for shape, perm in (((1, 3, 61, 67), (0, 2, 3, 1)), ((1, 61, 67, 3), (0, 3, 1, 2)), ((2, 70, 14, 14), (0, 2, 3, 1)), ((130, 77), (1, 0))):
+    for shape, perm in (
+        ((1, 3, 61, 67), (0, 2, 3, 1)),
+        ((1, 61, 67, 3), (0, 3, 1, 2)),
+        ((2, 70, 14, 14), (0, 2, 3, 1)),
+        ((130, 77), (1, 0)),
+    ):
         for dtype in ("float32", "uint8", "int64"):
             x = numbered(shape, dtype)
             check(lower_transpose, node_of("transpose", [x], {"perm": perm}), [x], target, how="native", pad=len(dtype) % 2)

@@ -20,8 +20,18 @@ ATTRS: dict[str, dict[str, Any]] = {
     "selu": {"alpha": 1.6732632, "scale": 1.0507009}, "hard_sigmoid": {"alpha": 0.2, "beta": 0.5}, "logit": {"eps": 1e-3},
     "cast": {"dtype": "int32"},
 }  # fmt: skip
-SPECIAL = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-42, -1e-42, 3e38, -3e38, 88.9, -104.0, 0.5, 1.5, 2.5, -0.5, 1.0, -1.0], np.float32)
-EXACT = frozenset(name for name, op in ELEMENTWISE.items() if op.exact) | {"add", "sub", "mul", "div", "sqrt", "leaky_relu", "prelu"}
+SPECIAL = np.array(
+    [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-42, -1e-42, 3e38, -3e38, 88.9, -104.0, 0.5, 1.5, 2.5, -0.5, 1.0, -1.0], np.float32
+)
+EXACT = frozenset(name for name, op in ELEMENTWISE.items() if op.exact) | {
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "sqrt",
+    "leaky_relu",
+    "prelu",
+}
 POSITIVE = frozenset({"log", "sqrt", "rsqrt", "logit", "pow"})
 
 
@@ -37,6 +47,8 @@ def inputs(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> list[
         return [rng.random(shape) < 0.5 for _ in range(1 if name == "logical_not" else 2)]
     if name.startswith("bitwise"):
         return [rng.integers(-99, 99, shape, dtype=np.int32) for _ in range(1 if name == "bitwise_not" else 2)]
+    if name == "remainder":
+        return [rng.integers(-99, 99, shape, dtype=np.int32) for _ in range(2)]
     if name == "where":
         return [rng.random(shape) < 0.5, samples(name, shape, rng), samples(name, shape, rng)]
     if name == "prelu":
@@ -44,6 +56,9 @@ def inputs(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> list[
     return [samples(name, shape, rng) for _ in range(2 if name in BINARY else 1)]
 
 
+WITHOUT_FLOATS = {"where", "prelu", "cast", "remainder"} | {
+    name for name in ELEMENTWISE if name.startswith(("logical", "bitwise"))
+}
 BINARY = frozenset("add sub mul div maximum minimum pow eq ne lt le gt ge".split())
 
 
@@ -57,13 +72,18 @@ def test_operator(name: str, target: Target) -> None:
     rng = np.random.default_rng(sum(map(ord, name)))
     arrays = inputs(name, (3, 5, 7), rng)
     exact = name in EXACT
-    check(lower_elementwise, node_of(name, arrays, ATTRS.get(name, {})), arrays, target, rtol=0 if exact else 1e-6, atol=0 if exact else 3e-7)
+    check(
+        lower_elementwise,
+        node_of(name, arrays, ATTRS.get(name, {})),
+        arrays,
+        target,
+        rtol=0 if exact else 1e-6,
+        atol=0 if exact else 3e-7,
+    )
 
 
-@pytest.mark.parametrize("name", sorted(set(ELEMENTWISE) - {"where", "prelu", "cast"}))
+@pytest.mark.parametrize("name", sorted(set(ELEMENTWISE) - WITHOUT_FLOATS))
 def test_special_values(name: str) -> None:
-    if name.startswith(("logical", "bitwise")):
-        pytest.skip("no floats")
     first, second = np.meshgrid(SPECIAL, SPECIAL)
     arrays = [first.copy(), second.copy()] if name in BINARY else [SPECIAL]
     atol = 1e-7 if name in ("elu", "selu") else 1e-44
@@ -108,6 +128,8 @@ def test_integer_division_never_traps() -> None:
         how = "interpret" if target in TARGETS else "native"
         got = run_lowered(lower_elementwise, node_of("div", [a, b], {}), [a, b], target, how)
         assert got.tolist() == [0, 0, 0, -(2**31), -3, -3]
+        rest = run_lowered(lower_elementwise, node_of("remainder", [a, b], {}), [a, b], target, how)
+        assert rest.tolist() == [5, -5, 0, 0, 1, -1]
 
 
 CASTS = ["bool", "int8", "uint8", "int16", "uint16", "int32", "int64", "float32", "float64"]

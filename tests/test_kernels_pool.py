@@ -65,8 +65,10 @@ def test_random_geometries(seed: int) -> None:
     done = 0
     while done < 4:
         rank = int(rng.integers(1, 4))
+
         def draw(low: int, high: int) -> tuple[int, ...]:
             return tuple(int(v) for v in rng.integers(low, high, rank))  # noqa: B023
+
         g: Geometry = (draw(1, 12), int(rng.integers(1, 40)), draw(1, 5), draw(1, 4), draw(1, 3), draw(-1, 4), draw(-1, 4))
         if any((n + b + e - d * (k - 1) - 1) // s < 0 for n, k, s, d, b, e in zip(g[0], *g[2:], strict=True)):
             continue

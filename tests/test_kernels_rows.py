@@ -44,7 +44,9 @@ def test_softmax(shape: tuple[int, ...], axis: int, target: Target) -> None:
 
 
 def test_softmax_of_infinities() -> None:
-    x = np.array([[-np.inf, 0, 1, 2, 3], [1e30, -1e30, 0, 1, 1e30], [-np.inf] * 5, [np.inf, 1, 2, 3, 4], [np.nan, 0, 1, 2, 3]], np.float32)
+    x = np.array(
+        [[-np.inf, 0, 1, 2, 3], [1e30, -1e30, 0, 1, 1e30], [-np.inf] * 5, [np.inf, 1, 2, 3, 4], [np.nan, 0, 1, 2, 3]], np.float32
+    )
     for target in TARGETS:
         check(lower_softmax, node_of("softmax", [x], {"axis": 1}), [x], target, rtol=1e-6, atol=1e-37)
         check(lower_softmax, node_of("softmax", [x.T.copy()], {"axis": 0}), [x.T.copy()], target, rtol=1e-6, atol=1e-37)
@@ -146,7 +148,14 @@ def test_native(name: str) -> None:
         for op in REDUCTIONS:
             check(lower_reduce, node_of(op, [x], {"axes": axes, "keepdims": True}), [x], target, rtol=1e-7, how="native")
     x = normal((1, 13, 13, 96))
-    check(lower_lrn, node_of("lrn", [x], {"size": 5, "alpha": 1e-4, "beta": 0.75, "bias": 1.0}), [x], target, rtol=2e-6, how="native")
+    check(
+        lower_lrn,
+        node_of("lrn", [x], {"size": 5, "alpha": 1e-4, "beta": 0.75, "bias": 1.0}),
+        [x],
+        target,
+        rtol=2e-6,
+        how="native",
+    )
     x = normal((1, 9, 11, 40))
     for scales in ((2.0, 2.0), (1.7, 2.3)):
         check(lower_resize_nearest, node_of("resize_nearest", [x], scaled(x, *scales)), [x], target, how="native")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from cortado.compiler.builder import KernelBuilder, Number, Val
+from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.lang import INDEX
 from cortado.compiler.program import Operand
 
@@ -80,12 +80,12 @@ def nest(k: KernelBuilder, dims: Sequence[int], body: Callable[[list[Val]], None
     level([])
 
 
-def position(k: KernelBuilder, coordinates: Sequence[Number], strides: Sequence[int]) -> Val:
+def position(k: KernelBuilder, coordinates: Sequence[Val], strides: Sequence[int]) -> Val:
     """Index of an element: the sum of coordinate * stride."""
     total = k.index(0)
     for coordinate, stride in zip(coordinates, strides, strict=True):
         if stride:
-            total = total + (coordinate * stride if isinstance(coordinate, Val) else k.index(coordinate * stride))
+            total = total + coordinate * stride
     return total
 
 
@@ -98,7 +98,12 @@ def leading_axes(shape: Sequence[int], enough: int = ENOUGH_TASKS) -> int:
 
 
 def vector_row(
-    k: KernelBuilder, length: int, lanes: int, unroll: int, body: Callable[[list[Piece]], None], part: tuple[Val, Val] | None = None
+    k: KernelBuilder,
+    length: int,
+    lanes: int,
+    unroll: int,
+    body: Callable[[list[Piece]], None],
+    part: tuple[Val, Val] | None = None,
 ) -> None:
     """Elements 0..length (or those of `part`, which starts at a multiple of lanes * unroll and ends at one or at length) as vectors.
 
@@ -151,7 +156,9 @@ def gather_lanes(k: KernelBuilder, vectors: Sequence[Val], wanted: Sequence[int]
         return vectors[0]
     first, second = used[0], used[min(1, len(used) - 1)]
     at = {first: 0, second: 0 if first == second else lanes}
-    value = k.shuffle(vectors[first], vectors[second], [at[w // lanes] + w % lanes if w >= 0 and w // lanes in at else -1 for w in wanted])
+    value = k.shuffle(
+        vectors[first], vectors[second], [at[w // lanes] + w % lanes if w >= 0 and w // lanes in at else -1 for w in wanted]
+    )
     for number in used[2:]:
         picks = [lanes + w % lanes if w >= 0 and w // lanes == number else j for j, w in enumerate(wanted)]
         value = k.shuffle(value, vectors[number], picks)

@@ -20,12 +20,16 @@ from cortado.compiler.lang import Type
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860677e-06
 LOG2_E = 1.44269502
 ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest whole number in the low bits of the sum
+ROUND_BITS = int(np.float32(ROUND).view(np.int32))
+SQRT_HALF_BITS = int(np.float32(0.5**0.5).view(np.int32))
 # e^r = 1 + r + r^2 P(r), |r| <= 0.35; relative error 2^-28.1
 EXP = (0.49999994, 0.166665167, 0.041668281, 0.00836924836, 0.00138207444)
 # e^r - 1 = r + r^2 P(r), |r| <= 0.35; relative error 2^-31
 EXPM1 = (0.5, 0.166666657, 0.0416664854, 0.00833354238, 0.00139332237, 0.000197661953)
 # log(1 + f) = f - f^2 / 2 + f^3 P(f), sqrt(1/2) <= 1 + f <= sqrt(2); relative error 2^-27.3
 LOG = (0.333333313, -0.250008255, 0.200012505, -0.166231915, 0.142011836, -0.131614551, 0.127661169, -0.0763633624)
+# sinh(x) = x + x^3 P(x^2), |x| <= 1; relative error 2^-31.6
+SINH = (0.166666672, 0.00833331048, 0.000198428941, 2.78223024e-06)
 # tanh(x) = x + x^3 P(x^2), |x| <= 0.55; relative error 2^-29.7
 TANH = (-0.333333164, 0.133325443, -0.0538475476, 0.021050714, -0.0062428494)
 # erf(x) = x + x P(x^2), |x| <= 1; relative error 2^-29.3
@@ -34,15 +38,16 @@ ERF = (0.128379166, -0.37612626, 0.112835787, -0.0268533472, 0.0051871622, -0.00
 ERFC = (0.000188468388, -1.12958026, -0.633216619, -0.108421721, 0.0252100062, -0.00420512399, 0.000441432203, -2.16934277e-05)
 
 
-def exp(k: KernelBuilder, x: Val) -> Val:
-    """e^x as 2^n e^r with n whole and |r| <= ln 2 / 2."""
-    x = k.min(k.const(89.5, x.type), k.max(k.const(-104.5, x.type), x))
+def exp(k: KernelBuilder, x: Val, halvings: int = 0) -> Val:
+    """e^x / 2^halvings, as 2^n e^r with n whole and |r| <= ln 2 / 2."""
+    x = k.min(k.const(90.5, x.type), k.max(k.const(-104.5, x.type), x))
     n, r, lost = _reduce(k, x)
     t = fma(k, polynomial(k, r, EXP), r * r, lost)
     near = r + 1.0
     p = near + ((r - (near - 1.0)) + t)
+    n = n - halvings
     half = n >> 1
-    return p * _power_of_two(k, half) * _power_of_two(k, n - half)
+    return p * power_of_two(k, half) * power_of_two(k, n - half)
 
 
 def expm1_nonpositive(k: KernelBuilder, x: Val) -> Val:
@@ -53,9 +58,9 @@ def expm1_nonpositive(k: KernelBuilder, x: Val) -> Val:
 def log(k: KernelBuilder, x: Val) -> Val:
     """Natural logarithm: n ln 2 + log(m) with m in [sqrt(1/2), sqrt(2))."""
     tiny = x < 1.17549435e-38
-    bits = _bits(k, k.select(tiny, x * 8388608.0, x)) - _SQRT_HALF_BITS
+    bits = bits_of(k, k.select(tiny, x * 8388608.0, x)) - SQRT_HALF_BITS
     n = k.convert(bits >> 23, x.type, "sitofp") - k.select(tiny, k.const(23, x.type), k.zero(x.type))
-    f = _float(k, (bits & 0x7FFFFF) + _SQRT_HALF_BITS) - 1.0
+    f = float_of(k, (bits & 0x7FFFFF) + SQRT_HALF_BITS) - 1.0
     square = f * f
     small = fma(k, polynomial(k, f, LOG), square * f, n * LN2_LOW)
     result = fma(k, square, -0.5, small) + f
@@ -69,15 +74,30 @@ def tanh(k: KernelBuilder, x: Val) -> Val:
     """x + x^3 P(x^2) up to 0.55, then 1 - 2 (t + 1) / (t + 2) with t = e^(-2|x|) - 1."""
     magnitude = k.virtual("abs", x)
     square = x * x
-    near = fma(k, polynomial(k, square, TANH), square * x, x)
+    near = fma(k, polynomial(k, square, TANH), square * magnitude, magnitude)
     t = expm1_nonpositive(k, magnitude * -2.0)
-    far = _with_sign(k, 1.0 - (t + t + 2.0) / (t + 2.0), x)
-    return k.select(magnitude < 0.55, near, far)
+    far = 1.0 - (t + t + 2.0) / (t + 2.0)
+    return with_sign(k, k.select(magnitude < 0.55, near, far), x)
+
+
+def sinh(k: KernelBuilder, x: Val) -> Val:
+    """x + x^3 P(x^2) up to 1, then e^|x| / 2 - e^-|x| / 2."""
+    magnitude = k.virtual("abs", x)
+    square = x * x
+    near = fma(k, polynomial(k, square, SINH), square * x, x)
+    e = exp(k, magnitude, 1)
+    return k.select(magnitude < 1.0, near, with_sign(k, e - 0.25 / e, x))
+
+
+def cosh(k: KernelBuilder, x: Val) -> Val:
+    """e^|x| / 2 + e^-|x| / 2."""
+    e = exp(k, k.virtual("abs", x), 1)
+    return e + 0.25 / e
 
 
 def sigmoid(k: KernelBuilder, x: Val) -> Val:
     """1 / (1 + e^-x), as e^x / (1 + e^x) for negative x so that the tail stays exact; what 1 + e^x lost is put back."""
-    e = exp(k, _with_sign(k, x, k.const(-1.0, x.type)))
+    e = exp(k, with_sign(k, x, k.const(-1.0, x.type)))
     divisor = e + 1.0
     quotient = k.select(x < 0.0, e, k.const(1.0, x.type)) / divisor
     return fma(k, quotient, (divisor - 1.0) - e, quotient)
@@ -88,7 +108,7 @@ def erf(k: KernelBuilder, x: Val) -> Val:
     magnitude = k.virtual("abs", x)
     near = fma(k, polynomial(k, x * x, ERF), x, x)
     t = k.min(k.const(3.95, x.type), magnitude)
-    far = _with_sign(k, 1.0 - exp(k, polynomial(k, t, ERFC)), x)
+    far = with_sign(k, 1.0 - exp(k, polynomial(k, t, ERFC)), x)
     return k.select(magnitude < 1.0, near, far)
 
 
@@ -115,7 +135,7 @@ def _reduce(k: KernelBuilder, x: Val) -> tuple[Val, Val, Val]:
     """n as an integer, r and what r lost in rounding: x = n ln 2 + r + lost."""
     shifted = fma(k, x, LOG2_E, ROUND)
     whole = shifted - ROUND
-    n = _bits(k, shifted) - int(np.float32(ROUND).view(np.int32))
+    n = bits_of(k, shifted) - ROUND_BITS
     nearly = fma(k, whole, -single(LN2_HIGH), x)
     r = fma(k, whole, -single(LN2_LOW), nearly)
     return n, r, fma(k, whole, -single(LN2_LOW), nearly - r)
@@ -125,26 +145,23 @@ def _expm1(k: KernelBuilder, x: Val) -> Val:
     """e^x - 1 for |x| <= 80: 2^n (e^r - 1) + (2^n - 1)."""
     n, r, _ = _reduce(k, x)
     q = fma(k, polynomial(k, r, EXPM1), r * r, r)
-    scale = _power_of_two(k, n)
+    scale = power_of_two(k, n)
     return fma(k, q, scale, scale - 1.0)
 
 
-def _power_of_two(k: KernelBuilder, n: Val) -> Val:
+def power_of_two(k: KernelBuilder, n: Val) -> Val:
     """2^n for an integer -127 < n < 128."""
-    return _float(k, (n + 127) << 23)
+    return float_of(k, (n + 127) << 23)
 
 
-def _with_sign(k: KernelBuilder, magnitude: Val, sign: Val) -> Val:
+def with_sign(k: KernelBuilder, magnitude: Val, sign: Val) -> Val:
     """magnitude with the sign of another value."""
-    return _float(k, (_bits(k, magnitude) & 0x7FFFFFFF) | (_bits(k, sign) & -0x80000000))
+    return float_of(k, (bits_of(k, magnitude) & 0x7FFFFFFF) | (bits_of(k, sign) & -0x80000000))
 
 
-def _bits(k: KernelBuilder, x: Val) -> Val:
+def bits_of(k: KernelBuilder, x: Val) -> Val:
     return k.convert(x, Type("i32", x.type.lanes), "bitcast")
 
 
-def _float(k: KernelBuilder, bits: Val) -> Val:
+def float_of(k: KernelBuilder, bits: Val) -> Val:
     return k.convert(bits, Type("f32", bits.type.lanes), "bitcast")
-
-
-_SQRT_HALF_BITS = int(np.float32(0.5**0.5).view(np.int32))

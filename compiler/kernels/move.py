@@ -76,7 +76,9 @@ def lower_gather(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], ta
 
     def row(coordinates: list[Val]) -> None:
         outer, at, inner = coordinates[:first], coordinates[first:second], coordinates[second:]
-        number = k.convert(k.load(index, Type(wide), position(k, at, among.strides[0])), INDEX, "sext" if wide == "i32" else "trunc")
+        number = k.convert(
+            k.load(index, Type(wide), position(k, at, among.strides[0])), INDEX, "sext" if wide == "i32" else "trunc"
+        )
         number = k.select(number < 0, number + x.shape[axis], number)
         number = k.min(k.max(number, 0), x.shape[axis] - 1)
         come = position(k, outer, before.strides[0]) + number * x.strides[axis] + position(k, inner, after.strides[0][:-1])
@@ -168,7 +170,9 @@ def lower_pad(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targe
         if outside is None:
             _padded_row(k, last, come, go, mode, value)
         else:
-            k.if_(outside, lambda: _fill_row(k, go, value, last.out, last.go), lambda: _padded_row(k, last, come, go, mode, value))
+            k.if_(
+                outside, lambda: _fill_row(k, go, value, last.out, last.go), lambda: _padded_row(k, last, come, go, mode, value)
+            )
 
     task_loop(k, begin, end, dims[:lead], lambda head: nest(k, dims[lead:], lambda tail: row([*head, *tail])))
     return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), prod(dims[:lead]))]

@@ -69,7 +69,13 @@ def _result_dtype(name: str, args: Sequence[str], attrs: dict[str, Any]) -> str:
 
 
 def map_elements(
-    family: str, compute: Compute, ins: Sequence[Operand], out: Operand, target: Target, unroll: int = 4, dtypes: Sequence[str] = ()
+    family: str,
+    compute: Compute,
+    ins: Sequence[Operand],
+    out: Operand,
+    target: Target,
+    unroll: int = 4,
+    dtypes: Sequence[str] = (),
 ) -> list[KernelCall]:
     """out[i] = compute(ins[i] ...) with numpy's broadcasting; `compute` gets and gives values as `scalar.emit_op` does.
 
@@ -116,8 +122,8 @@ def _periodic(space: Space, lanes: int) -> tuple[Space, int]:
             return space, 0
     if vectors * joined.count(-1) > PATTERN_VECTORS or outer * inner < 2 * vectors * lanes:
         return space, 0
-    strides = tuple((*old[:-2], new) for old, new in zip(space.strides, joined, strict=True))
-    return Space((*space.shape[:-2], outer * inner), strides), inner
+    together = tuple((*old[:-2], new) for old, new in zip(space.strides, joined, strict=True))
+    return Space((*space.shape[:-2], outer * inner), together), inner
 
 
 class _Emitter:
@@ -194,5 +200,3 @@ class _Emitter:
             lanes = [self.lanes + w % self.lanes if w // self.lanes == number else j for j, w in enumerate(wanted)]
             value = self.k.shuffle(value, piece, lanes)
         return value
-
-

@@ -59,7 +59,9 @@ class _Reduction:
         for count in counts:
             cells = cells * count
         divisor = k.convert(k.max(cells, 1), total.type.with_lanes(1), "sitofp")
-        return total / (k.const(max(cells.attr, 1), total.type) if cells.kind == "const" else k.broadcast(divisor, total.type.lanes))
+        return total / (
+            k.const(max(cells.attr, 1), total.type) if cells.kind == "const" else k.broadcast(divisor, total.type.lanes)
+        )
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,9 @@ def lower_reduce(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], ta
     reduction = _Reduction.of(node.op, dtype, count)
     source, sink = k.param("in0"), k.param("out")
     begin, end = drivers(k)
-    body = _Body(k, scalar, reduction, outer.shape, outer.strides[0], outer.strides[1], inner.shape, inner.strides[0], source, sink)
+    body = _Body(
+        k, scalar, reduction, outer.shape, outer.strides[0], outer.strides[1], inner.shape, inner.strides[0], source, sink
+    )
     tasks = body.across(begin, end) if body.kept_vectors else body.along(begin, end)
     return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks)]
 
@@ -95,7 +97,9 @@ class _Body:
     def start(self, lanes: int) -> Val:
         return self.k.const(self.reduction.start, Type(self.scalar, lanes))
 
-    def over(self, dims: Sequence[int], steps: Sequence[int], total: list[Val], line: Callable[[Val, list[Val]], list[Val]]) -> list[Val]:
+    def over(
+        self, dims: Sequence[int], steps: Sequence[int], total: list[Val], line: Callable[[Val, list[Val]], list[Val]]
+    ) -> list[Val]:
         """Combine `line` (offset, accumulators -> accumulators) over all positions of the dims; sums in parts."""
         k = self.k
 

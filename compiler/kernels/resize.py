@@ -27,7 +27,8 @@ def lower_resize_nearest(node: Node, ins: Sequence[Operand], outs: Sequence[Oper
     wide = nearest_sources(width, y.shape[2], node.attrs["scale_w"])
     factors = (y.shape[1] // height, y.shape[2] // width)
     if all(
-        f and np.array_equal(at, np.arange(size * f) // f) for f, at, size in zip(factors, (tall, wide), (height, width), strict=True)
+        f and np.array_equal(at, np.arange(size * f) // f)
+        for f, at, size in zip(factors, (tall, wide), (height, width), strict=True)
     ):
         (fh, fw), a, b = factors, x.strides, y.strides
         shape = (n, height, fh, width, fw, channels)
@@ -43,7 +44,10 @@ def lower_resize_nearest(node: Node, ins: Sequence[Operand], outs: Sequence[Oper
         come = k.offset(source, image * x.strides[0] + _entry(k, rows, line), scalar)
 
         def pixel(column: Val) -> None:
-            place = (k.offset(come, _entry(k, columns, column), scalar), k.offset(k.offset(sink, go, scalar), column * y.strides[2], scalar))
+            place = (
+                k.offset(come, _entry(k, columns, column), scalar),
+                k.offset(k.offset(sink, go, scalar), column * y.strides[2], scalar),
+            )
 
             def body(pieces: list[Piece]) -> None:
                 values = [k.load_lanes(place[0], Type(scalar, lanes), count, at) for at, count in pieces]
@@ -87,10 +91,9 @@ def lower_resize_bilinear(node: Node, ins: Sequence[Operand], outs: Sequence[Ope
             def body(pieces: list[Piece]) -> None:
                 blended = []
                 for at, count in pieces:
-                    wide = [
-                        _blend(k, *(k.load_lanes(place, type_, count, side + at) for side in sides), h) for place in lines
-                    ]
-                    blended.append(_blend(k, wide[0], wide[1], v))
+                    cells = [[k.load_lanes(place, type_, count, side + at) for side in sides] for place in lines]
+                    above, below = (_blend(k, left, right, h) for left, right in cells)
+                    blended.append(_blend(k, above, below, v))
                 for value, (at, count) in zip(blended, pieces, strict=True):
                     k.store_lanes(into, value, count, at)
 

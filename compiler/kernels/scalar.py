@@ -14,7 +14,7 @@ from typing import Any
 
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.graph import Node
-from cortado.compiler.kernels import math
+from cortado.compiler.kernels import math, power, trigonometry
 from cortado.compiler.lang import SCALAR_OF, Type
 from cortado.compiler.program import Operand
 from cortado.errors import UnsupportedError
@@ -42,6 +42,8 @@ def emit_op(
         return _extremum(k, name == "maximum", args[0], args[1], unsigned)
     if name == "div":
         return args[0] / args[1] if args[0].type.is_float else _integer_div(k, args[0], args[1], unsigned)
+    if name == "remainder":
+        return args[0] - _integer_div(k, args[0], args[1], unsigned) * args[1]
     if unsigned and name in ("relu", "abs"):
         return args[0]
     if name in _FUNCTIONS:
@@ -61,7 +63,7 @@ def require_float32(node: Node, operand: Operand) -> None:
 
 def known_ops() -> frozenset[str]:
     """Names that `emit_op` takes."""
-    return frozenset((*COMPARISONS, *_LOGICAL, *_BITWISE, "maximum", "minimum", "div", *_FUNCTIONS, *_WITH_ATTRS))
+    return frozenset((*COMPARISONS, *_LOGICAL, *_BITWISE, "maximum", "minimum", "div", "remainder", *_FUNCTIONS, *_WITH_ATTRS))
 
 
 # --- values in memory and in registers ---
@@ -250,43 +252,57 @@ def _sign_bit(type_: Type) -> int:
 
 _LOGICAL = MappingProxyType({"logical_and": "and", "logical_or": "or", "logical_xor": "xor"})
 _BITWISE = MappingProxyType({"bitwise_and": "and", "bitwise_or": "or", "bitwise_xor": "xor"})
-_FUNCTIONS: Mapping[str, Callable[..., Val]] = MappingProxyType({
-    "relu": _relu,
-    "add": lambda k, a, b: a + b,
-    "sub": lambda k, a, b: a - b,
-    "mul": lambda k, a, b: a * b,
-    "abs": _absolute,
-    "negative": _negative,
-    "square": lambda k, x: x * x,
-    "reciprocal": lambda k, x: 1.0 / x,
-    "cube": lambda k, x: x * x * x,
-    "sign": _sign,
-    "sqrt": lambda k, x: k.virtual("sqrt", x),
-    "floor": lambda k, x: k.virtual("floor", x),
-    "ceil": lambda k, x: k.virtual("ceil", x),
-    "round_even": lambda k, x: k.virtual("round_even", x),
-    "rsqrt": lambda k, x: 1.0 / k.virtual("sqrt", x),
-    "exp": math.exp,
-    "log": math.log,
-    "tanh": math.tanh,
-    "sigmoid": math.sigmoid,
-    "swish": lambda k, x: x / (math.exp(k, _negative(k, x)) + 1.0),
-    "erf": math.erf,
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
-    "softplus": _softplus,
-    "bitwise_not": _bitwise_not,
-    "softsign": lambda k, x: x / (k.virtual("abs", x) + 1.0),
-    "prelu": _prelu,
-    "where": _where,
-    "logical_not": lambda k, x: truth(k, x) ^ 1,
-})
-_WITH_ATTRS: Mapping[str, tuple[Callable[..., Val], tuple[str, ...]]] = MappingProxyType({
-    "clip": (_clip, ("lo", "hi")),
-    "leaky_relu": (_leaky_relu, ("alpha",)),
-    "thresholded_relu": (_thresholded_relu, ("alpha",)),
-    "elu": (_elu, ("alpha",)),
-    "selu": (_selu, ("alpha", "scale")),
-    "logit": (_logit, ("eps",)),
-    "hard_sigmoid": (_hard_sigmoid, ("alpha", "beta")),
-})
+_FUNCTIONS: Mapping[str, Callable[..., Val]] = MappingProxyType(
+    {
+        "relu": _relu,
+        "add": lambda k, a, b: a + b,
+        "sub": lambda k, a, b: a - b,
+        "mul": lambda k, a, b: a * b,
+        "abs": _absolute,
+        "negative": _negative,
+        "square": lambda k, x: x * x,
+        "reciprocal": lambda k, x: 1.0 / x,
+        "cube": lambda k, x: x * x * x,
+        "sign": _sign,
+        "sqrt": lambda k, x: k.virtual("sqrt", x),
+        "floor": lambda k, x: k.virtual("floor", x),
+        "ceil": lambda k, x: k.virtual("ceil", x),
+        "round_even": lambda k, x: k.virtual("round_even", x),
+        "rsqrt": lambda k, x: 1.0 / k.virtual("sqrt", x),
+        "exp": math.exp,
+        "log": math.log,
+        "tanh": math.tanh,
+        "sigmoid": math.sigmoid,
+        "swish": lambda k, x: x / (math.exp(k, _negative(k, x)) + 1.0),
+        "erf": math.erf,
+        "gelu": _gelu,
+        "gelu_tanh": _gelu_tanh,
+        "softplus": _softplus,
+        "sinh": math.sinh,
+        "cosh": math.cosh,
+        "sin": trigonometry.sin,
+        "cos": trigonometry.cos,
+        "tan": trigonometry.tan,
+        "asin": trigonometry.asin,
+        "acos": trigonometry.acos,
+        "atan": trigonometry.atan,
+        "cbrt": power.cube_root,
+        "pow": power.power,
+        "bitwise_not": _bitwise_not,
+        "softsign": lambda k, x: x / (k.virtual("abs", x) + 1.0),
+        "prelu": _prelu,
+        "where": _where,
+        "logical_not": lambda k, x: truth(k, x) ^ 1,
+    }
+)
+_WITH_ATTRS: Mapping[str, tuple[Callable[..., Val], tuple[str, ...]]] = MappingProxyType(
+    {
+        "clip": (_clip, ("lo", "hi")),
+        "leaky_relu": (_leaky_relu, ("alpha",)),
+        "thresholded_relu": (_thresholded_relu, ("alpha",)),
+        "elu": (_elu, ("alpha",)),
+        "selu": (_selu, ("alpha", "scale")),
+        "logit": (_logit, ("eps",)),
+        "hard_sigmoid": (_hard_sigmoid, ("alpha", "beta")),
+    }
+)

@@ -98,7 +98,9 @@ def _few_classes(k: KernelBuilder, places: tuple[Val, Val], size: int, lanes: in
             k.store_lanes(sink, gather_lanes(k, results, wanted), n, at * size + start)
 
 
-def _across(k: KernelBuilder, places: tuple[Val, Val], steps: tuple[int, int], size: int, lanes: int, pieces: list[Piece]) -> None:
+def _across(
+    k: KernelBuilder, places: tuple[Val, Val], steps: tuple[int, int], size: int, lanes: int, pieces: list[Piece]
+) -> None:
     """Neighbouring softmaxes in the lanes of vectors; the axis is walked with these steps."""
     source, sink = places
     type_ = Type("f32", lanes)
@@ -132,7 +134,6 @@ def _along(k: KernelBuilder, places: tuple[Val, Val], steps: tuple[int, int], si
     type_ = Type("f32", lanes)
     whole = size - size % (lanes * UNROLL)
     rest = [(k.index(at), min(lanes, size - at)) for at in range(whole, size, lanes)]
-
 
     def sweep(start: float, visit: Callable[[Val, Piece], Val]) -> list[Val]:
         """visit(accumulator, piece) over all pieces; every piece of a trip has an accumulator of its own."""
