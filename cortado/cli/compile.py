@@ -33,9 +33,10 @@ from cortado.cli.options import (
 def compile_command(
     source: ModelSource, arguments: CompileArguments, preprocess: dict[str, Any], output: Path | None, as_json: bool
 ) -> None:
-    """Compile MODEL for a target: writes a static library, a C header, the weights and a manifest.
+    """Compile MODEL for a target.
 
-    MODEL is a NetDef (.pb, .pbtxt, with --init) or a folder with init_net and predict_net.
+    Writes a static library, a C header, a manifest and, with --separate-weights, the weights into a folder. MODEL is a NetDef
+    (.pb, .pbtxt, with --init) or a folder with init_net and predict_net.
 
     \b
     Example: SqueezeNet for an Android phone

@@ -25,7 +25,9 @@ ROW = 5  # digits drawn side by side: 80 columns
 )  # fmt: skip
 @json_option
 def demo_command(output: Path | None, as_json: bool) -> None:
-    """Compile a small network for this machine, a phone and a microcontroller, and let it read handwritten digits.
+    """Read handwritten digits on three machines.
+
+    Compiles a small network for this machine, a phone and a microcontroller, runs it, and shows answers, sizes, memory and times.
 
     \b
     Example: keep everything to play with

@@ -36,7 +36,9 @@ class SourceNode:
 )
 @json_option
 def inspect_command(source: ModelSource, stage: str | None, as_json: bool) -> None:
-    """Show MODEL's nodes: shapes, parameters, multiply-adds, and what each one becomes.
+    """Show MODEL's nodes and what becomes of them.
+
+    One line a node: shape, parameters, multiply-adds, and the node of the optimized graph that computes it.
 
     \b
     Example: which nodes are folded into which

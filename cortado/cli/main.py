@@ -1,6 +1,6 @@
 """The `cortado` command: its subcommands, and what becomes of errors.
 
-Exit status: 0 fine; 1 a check failed (fit, budget, strict); 2 bad input or usage; 70 a bug of cortado's.
+Exit status: 0 fine; 1 a check failed; 2 bad input or usage; 70 a bug of cortado's.
 """
 
 from __future__ import annotations

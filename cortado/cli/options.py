@@ -146,22 +146,18 @@ def compile_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--name", metavar="NAME", help="Name of the library and prefix of its symbols; else the net's name."),
         click.option("--dtype", metavar="DTYPE", help="float32, float16, bfloat16 or int8; else the model's own types."),
-        click.option("--optimize-for", type=click.Choice(["speed", "size", "memory"]), help="What counts most; else speed."),
         click.option(
             "--threads", type=click.IntRange(1), help="Threads to plan for, and to run with; a bundle runs with any number."
         ),
         click.option(
             "--separate-weights", is_flag=True, default=None, help="Weights in a file of their own, not in the library."
         ),
-        click.option("--strict", is_flag=True, default=None, help="Refuse what would be slow or inexact instead of warning."),
     ]
 
     def make(**values: Any) -> CompileArguments:
         return CompileArguments({key: value for key, value in values.items() if value is not None})
 
-    return gathered(
-        "arguments", options, make, ("target", "name", "dtype", "optimize_for", "threads", "separate_weights", "strict")
-    )(command)
+    return gathered("arguments", options, make, ("target", "name", "dtype", "threads", "separate_weights"))(command)
 
 
 def preprocess_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,9 +13,10 @@ from cortado.cli.options import CompileArguments, ModelSource, compile_options, 
 @compile_options
 @json_option
 def report_command(source: ModelSource, arguments: CompileArguments, as_json: bool) -> None:
-    """Sizes, memory and multiply-adds of MODEL, whole and per layer.
+    """Show what MODEL costs, whole and per layer.
 
-    MODEL is a folder that `compile` wrote, or a model file, which is then compiled for --target first.
+    Bytes of code, weights, memory and stack, and multiply-adds. MODEL is a folder that `compile` wrote, or a model file, which is
+    then compiled for --target first.
 
     \b
     Example: does it fit the board?

@@ -58,9 +58,10 @@ def run_command(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Run MODEL (a model file, or a folder that `compile` wrote) on pictures, .npy or .npz files.
+    """Run MODEL on pictures or arrays.
 
-    Several files of a model with one input are run one after the other. For several inputs give NAME=FILE for each, or an .npz.
+    MODEL is a model file, or a folder that `compile` wrote; FILE a picture, an .npy or an .npz. Prints the best classes. Several files
+    of a model with one input are run one after the other. For several inputs give NAME=FILE for each, or an .npz.
 
     \b
     Example: SqueezeNet on a picture, prepared the way Caffe does

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("names", nargs=-1, metavar="[TARGET]...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def targets_command(names: tuple[str, ...], as_json: bool) -> None:
-    """List the targets, or describe the ones named.
+    """List targets, or describe those named.
 
     A target is CPU-or-level[+feature...][@system]; the system is linux, android, ios, macos, windows or none.
 
