@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,18 @@ def test_a_crop_larger_than_the_picture_is_refused() -> None:
 def test_arrays_that_are_not_pictures_are_refused() -> None:
     with pytest.raises(InputError, match="uint8"):
         Preprocess()(np.zeros((4, 4), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("golden", "record"),
+    [
+        ("squeezenet_v1_0_caffe2", {"resize": 256, "crop": 227, "channels": "BGR", "mean": "104,117,123"}),
+        ("mobilenet_v2_1_0_224_caffe2", {"resize": 256, "crop": 224, "mean": 127, "scale": 0.007843137718737125}),
+    ],
+)
+def test_recorded_inputs_of_real_networks(golden: str, record: dict[str, Any], shared: Path) -> None:
+    with np.load(shared / "goldens" / f"{golden}.npz") as data:
+        inputs, sources = data["data"], json.loads(str(data["sources"]))
+    prepare = Preprocess.from_dict(record)
+    for source, want in zip(sources, inputs, strict=True):
+        np.testing.assert_allclose(prepare(shared / source)[0], want, rtol=2e-7)
