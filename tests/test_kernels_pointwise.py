@@ -14,6 +14,7 @@ from cortado.compiler.kernels.pointwise import lower_elementwise, lower_pointwis
 from cortado.compiler.kernels.scalar import known_ops
 from cortado.compiler.ops.elementwise import ELEMENTWISE
 from cortado.compiler.target import Target
+from cortado.errors import UnsupportedError
 
 ATTRS: dict[str, dict[str, Any]] = {
     "clip": {"lo": -0.5, "hi": 1.25}, "leaky_relu": {"alpha": 0.1}, "thresholded_relu": {"alpha": 0.3}, "elu": {"alpha": 1.5},
@@ -144,6 +145,20 @@ def test_cast(source: str, target: Target) -> None:
         array.reshape(-1)[:12] = [1e30, -1e30, np.nan, np.inf, -np.inf, 2.0**31, -(2.0**31), 2.0**63, 255.5, -0.9, -0.0, 65535.9]
     for to in CASTS:
         check(lower_elementwise, node_of("cast", [array], {"dtype": to}), [array], target)
+
+
+def test_double_transcendentals_are_refused_by_name() -> None:
+    x = np.zeros((2, 3))
+    with pytest.raises(UnsupportedError, match="exp node: float64"):
+        check(lower_elementwise, node_of("exp", [x], {}), [x], TARGETS[0])
+
+
+def test_half_precision() -> None:
+    rng = np.random.default_rng(6)
+    a, b = (rng.standard_normal((3, 21)).astype(np.float16) for _ in range(2))
+    for name in ("add", "mul", "maximum", "relu", "abs", "exp", "tanh", "lt"):
+        arrays = [a, b] if name in BINARY else [a]
+        check(lower_elementwise, node_of(name, arrays, {}), arrays, TARGETS[2], rtol=1e-3)
 
 
 EXPR = (

@@ -30,7 +30,7 @@ def lower_batch_norm(node: Node, ins: Sequence[Operand], outs: Sequence[Operand]
 def lower_lrn(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
     """x * (bias + alpha / size * sum of x^2 over `size` channels around)^-beta. float32; UnsupportedError for other types."""
     (x,), (y,) = ins, outs
-    require_float32(node, x)
+    require_float32(node, x.type.dtype)
     if y.type.size == 0:
         return []
     channels = x.shape[-1]

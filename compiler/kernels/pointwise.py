@@ -9,41 +9,49 @@ from typing import Any
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.loops import Piece, Space, broadcast_strides, collapse, drivers, position, rows, vector_row
-from cortado.compiler.kernels.scalar import COMPARISONS, UNSIGNED, emit_cast, emit_op, from_memory, to_memory
+from cortado.compiler.kernels.scalar import (
+    COMPARISONS,
+    FLOAT32_ONLY,
+    HALVES,
+    UNSIGNED,
+    emit_cast,
+    emit_op,
+    from_memory,
+    register_scalar,
+    require_float32,
+    to_memory,
+)
 from cortado.compiler.lang import BYTES, SCALAR_OF, Type
 from cortado.compiler.program import KernelCall, Operand, Ref
 from cortado.compiler.target import Target
 
 Compute = Callable[[KernelBuilder, Sequence[Val]], Val]
 
-CHEAP = frozenset(
-    "relu clip leaky_relu thresholded_relu prelu add sub mul div maximum minimum abs negative square cube reciprocal sqrt rsqrt where cast "
-    "sign floor ceil round_even hard_sigmoid softsign logical_and logical_or logical_xor logical_not bitwise_and bitwise_or bitwise_xor "
-    "bitwise_not".split()
-) | frozenset(COMPARISONS)
 PATTERN_VECTORS = 8  # registers that may hold the patterns of short periodic operands
 
 
 def lower_elementwise(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
-    """A single elementwise operator: the expression of that one instruction."""
+    """A single elementwise operator: the expression of that one instruction. UnsupportedError for float64 transcendentals."""
     attrs = tuple(sorted(node.attrs.items()))
-    return _lower((((node.op, tuple(range(len(ins))), attrs)),), node.op, ins, outs, target)
+    return _lower(node, ((node.op, tuple(range(len(ins))), attrs),), ins, outs, target)
 
 
 def lower_pointwise(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
     """A fused expression (see `ops.pointwise`)."""
-    return _lower(node.attrs["expr"], "pointwise", ins, outs, target)
+    return _lower(node, node.attrs["expr"], ins, outs, target)
 
 
 def _lower(
+    node: Node,
     expr: Sequence[tuple[str, tuple[int, ...], tuple[tuple[str, Any], ...]]],
-    family: str,
     ins: Sequence[Operand],
     outs: Sequence[Operand],
     target: Target,
 ) -> list[KernelCall]:
     dtypes = [operand.type.dtype for operand in ins]
     for name, args, attrs in expr:
+        if name in FLOAT32_ONLY and dtypes[args[0]] not in HALVES:
+            require_float32(node, dtypes[args[0]])
         dtypes.append(_result_dtype(name, [dtypes[a] for a in args], dict(attrs)))
 
     def compute(k: KernelBuilder, values: Sequence[Val]) -> Val:
@@ -56,8 +64,8 @@ def _lower(
                 known.append(emit_op(k, name, operands, dict(attrs), dtypes[args[0]] in UNSIGNED))
         return known[-1]
 
-    unroll = 4 if all(name in CHEAP for name, _, _ in expr) else 2
-    return map_elements(family, compute, ins, outs[0], target, unroll, dtypes)
+    unroll = 2 if any(name in FLOAT32_ONLY for name, _, _ in expr) else 4
+    return map_elements(node.op, compute, ins, outs[0], target, unroll, dtypes)
 
 
 def _result_dtype(name: str, args: Sequence[str], attrs: dict[str, Any]) -> str:
@@ -86,7 +94,7 @@ def map_elements(
         return []
     operands = [*ins, out]
     space = collapse(out.shape, [broadcast_strides(operand, out.shape) for operand in operands])
-    widest = max((SCALAR_OF[d] for d in (*dtypes, *(o.type.dtype for o in operands))), key=lambda s: BYTES[s])
+    widest = max((register_scalar(d) for d in (*dtypes, *(o.type.dtype for o in operands))), key=lambda s: BYTES[s])
     lanes = target.lanes(widest)
     space, period = _periodic(space, lanes)
     if any(s[-1] not in (0, 1) for s in space.strides) and not period:

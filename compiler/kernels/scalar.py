@@ -1,7 +1,7 @@
 """Elementwise operators on recorded values: what `pointwise` kernels and fused epilogues are made of.
 
-A value is a scalar or a vector of any number of lanes. Truth values are i1 lanes; loads turn bool bytes into them (`from_memory`),
-stores turn them back (`to_memory`). Float operators take f32 and, where no transcendental is involved, f64.
+A value is a scalar or a vector of any number of lanes. Truth values are i1 lanes and 16-bit floats are float32: `from_memory` makes
+them of what was loaded, `to_memory` makes what is stored. Float operators take f32 and, where no transcendental is involved, f64.
 
 NaN passes through relu, clip and leaky_relu; -0.0 stays -0.0 in relu.
 """
@@ -16,10 +16,14 @@ from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels import math, power, trigonometry
 from cortado.compiler.lang import SCALAR_OF, Type
-from cortado.compiler.program import Operand
 from cortado.errors import UnsupportedError
 
+HALVES = frozenset({"float16", "bfloat16"})
 UNSIGNED = frozenset({"uint8", "uint16"})
+# what goes through `math`, `power` or `trigonometry`
+FLOAT32_ONLY = frozenset(
+    "exp log tanh sigmoid swish erf gelu gelu_tanh softplus elu selu logit sinh cosh sin cos tan asin acos atan cbrt pow".split()
+)
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 
 
@@ -54,10 +58,10 @@ def emit_op(
     raise ValueError(f"no elementwise operator {name!r}")
 
 
-def require_float32(node: Node, operand: Operand) -> None:
+def require_float32(node: Node, dtype: str) -> None:
     """Raise UnsupportedError where a kernel that exists for float32 alone meets another type."""
-    if operand.type.dtype != "float32":
-        line = f"{node.op} {node.name}: {operand.type.dtype}"
+    if dtype != "float32":
+        line = f"{node.op} {node.name}: {dtype}"
         raise UnsupportedError(f"{line} has no kernel; cast to float32 before it", [line])
 
 
@@ -69,13 +73,22 @@ def known_ops() -> frozenset[str]:
 # --- values in memory and in registers ---
 
 
+def register_scalar(dtype: str) -> str:
+    """The scalar type of a dtype's values in registers (bool: of its bytes)."""
+    return "f32" if dtype in HALVES else SCALAR_OF[dtype]
+
+
 def from_memory(k: KernelBuilder, value: Val, dtype: str) -> Val:
-    """A loaded value as operators take it: bool bytes become truth values."""
+    """A loaded value as operators take it: bool bytes become truth values, 16-bit floats float32."""
+    if dtype in HALVES:
+        return k.convert(value, Type("f32", value.type.lanes), "fpext")
     return truth(k, value) if dtype == "bool" else value
 
 
 def to_memory(k: KernelBuilder, value: Val, dtype: str) -> Val:
-    """A value as it is stored: truth values become bytes of 0 and 1."""
+    """A value as it is stored: truth values become bytes of 0 and 1, 16-bit floats are rounded."""
+    if dtype in HALVES:
+        return k.convert(value, Type(SCALAR_OF[dtype], value.type.lanes), "fptrunc")
     return k.convert(value, Type("i8", value.type.lanes), "zext") if dtype == "bool" else value
 
 
@@ -93,10 +106,14 @@ def emit_cast(k: KernelBuilder, value: Val, source: str, target: str) -> Val:
     if target == "bool":
         return truth(k, value)
     lanes = value.type.lanes
-    to = Type(SCALAR_OF[target], lanes)
+    if target in HALVES:
+        return from_memory(k, to_memory(k, emit_cast(k, value, source, "float32"), target), target)
+    to = Type(register_scalar(target), lanes)
     if source == "bool":
         return k.select(value, k.const(1, to), k.zero(to))
     if value.type.is_float:
+        if to == value.type:
+            return value
         if to.is_float:
             return k.convert(value, to, "fpext" if _bits(to) > _bits(value.type) else "fptrunc")
         return _float_to_int(k, value, to.scalar, target in UNSIGNED)

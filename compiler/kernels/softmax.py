@@ -33,7 +33,7 @@ UNROLL = 4
 def lower_softmax(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
     """float32. e^(x - max) / sum; the exponentials pass through the output. Raises UnsupportedError for other types."""
     (x,), (y,) = ins, outs
-    require_float32(node, x)
+    require_float32(node, x.type.dtype)
     if y.type.size == 0:
         return []
     axis = node.attrs["axis"]
