@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cortado.compiler.types import TensorType, frozen_array
+from cortado.compiler.types import Quant, TensorType, frozen_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +18,7 @@ class Node:
 
     op: a name in the operator table, or "input" / "constant".
     inputs: values read, in the operator's order.
-    attrs: plain data (ints, floats, strings, tuples, read-only arrays).
+    attrs: plain data (ints, floats, strings, tuples, quantizations, read-only arrays).
     types: the output types, as the operator's inference gave them.
     name: unique in its graph; for a node that came straight from a file, the file's blob name.
     origin: names of the source file's nodes that this one stands for.
@@ -134,10 +134,12 @@ class Graph:
         return Graph(self.name, self.inputs, outputs, self.layouts)
 
 
-def constant(array: np.ndarray, name: str, origin: Iterable[str] = (), dtype: str | None = None) -> Value:
+def constant(
+    array: np.ndarray, name: str, origin: Iterable[str] = (), dtype: str | None = None, quant: Quant | None = None
+) -> Value:
     """A constant node. dtype only where numpy has none (bfloat16 held as uint16)."""
     array = frozen_array(np.asarray(array))
-    kind = TensorType(tuple(int(d) for d in array.shape), dtype or array.dtype.name)
+    kind = TensorType(tuple(int(d) for d in array.shape), dtype or array.dtype.name, quant)
     return Node("constant", (), {"value": array}, (kind,), name, tuple(origin)).out()
 
 

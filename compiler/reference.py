@@ -15,8 +15,10 @@ from cortado.errors import InputError
 
 def evaluate(node: Node, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
     """One node's outputs, of exactly its types. The arrays must be of its inputs' types; results may share memory with them."""
+    op = OPS[node.op]
+    attrs = {**node.attrs, "input_types": tuple(value.type for value in node.inputs)} if op.takes_types else node.attrs
     with np.errstate(all="ignore"):
-        outputs = OPS[node.op].reference(arrays, node.attrs)
+        outputs = op.reference(arrays, attrs)
     for kind, output in zip(node.types, outputs, strict=True):
         assert output.dtype == kind.numpy and output.shape == kind.shape, (
             f"the reference of {node!r} gave {output.dtype}{list(output.shape)} for {kind}"

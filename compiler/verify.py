@@ -9,7 +9,7 @@ import numpy as np
 
 from cortado.compiler.graph import Graph, Node, Value
 from cortado.compiler.ops import infer_types
-from cortado.compiler.types import TensorType
+from cortado.compiler.types import Quant, TensorType
 from cortado.errors import ShapeError
 
 
@@ -111,7 +111,7 @@ def _plain(value: Any) -> bool:
         return all(map(_plain, value))
     if isinstance(value, np.ndarray):
         return not value.flags.writeable
-    return value is None or type(value) in (int, float, bool, str)
+    return value is None or type(value) in (int, float, bool, str, Quant)
 
 
 def _show(types: Iterable[TensorType]) -> str:

@@ -71,9 +71,14 @@ def average_divisors(spatial: Sequence[int], out: Sequence[int], attrs: Attrs) -
     return np.maximum(divisors, 1)
 
 
+def window_sums(x: np.ndarray, attrs: Attrs) -> np.ndarray:
+    """x[N,*S,C] -> [N,*OS,C]: sums of the windows' cells inside the image."""
+    return _sweep(x, attrs, 0, np.add)
+
+
 def _average_pool(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     (x,) = arrays
-    total = _sweep(x, attrs, 0, np.add)
+    total = window_sums(x, attrs)
     divisors = average_divisors(x.shape[1:-1], total.shape[1:-1], attrs)
     return (total / divisors[..., None].astype(x.dtype),)
 

@@ -27,7 +27,9 @@ class Op:
     reference: numpy meaning; (input arrays, attrs) -> output arrays of exactly the inferred types.
     exact: True where every executor must give the reference's bits; False where results may round differently.
     portable: True where the reference's bits do not depend on the machine (no transcendentals, no `@`), so that it may fold constants.
+    takes_types: the reference's attrs also hold `input_types`, a tuple: the scales of quantized inputs are in their types.
     macs: (input types, attrs) -> multiply-adds, for reports and cost models.
+    counts: output -> the output (int32[1]) that says how many rows of it, along axis 0, are real; the rest are zeros.
     """
 
     name: str
@@ -36,7 +38,9 @@ class Op:
     attrs: Mapping[str, str] = field(default_factory=dict)
     exact: bool = False
     portable: bool = False
+    takes_types: bool = False
     macs: Callable[[Sequence[TensorType], Attrs], int] | None = None
+    counts: Mapping[int, int] = field(default_factory=dict)
 
 
 def require(condition: object, message: str) -> None:
