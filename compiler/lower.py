@@ -127,7 +127,7 @@ class _Steps:
                 if root.place == "weights":
                     assert root.value is not None and root.value.constant is not None
                     root = self._constant(root.value.constant, root.name)
-                places.append((root, place.offset * type_.itemsize))
+                places.append((root, (place.offset + ref.offset) * type_.itemsize))
         self.pending.append(_Pending(call, tuple(places), name, node, macs))
 
     def _constant(self, array: np.ndarray, name: str) -> Root:

@@ -42,13 +42,15 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 class Ref:
     """What a kernel's pointer points to, seen from one node.
 
-    kind: "input" or "output" (of the node, by index), "weights" (array), "scratch" (nbytes).
+    kind: "input" or "output" (of the node, by index), "weights" (array), "scratch" (nbytes). offset: elements from the start of an input or
+    output to where the pointer points.
     """
 
     kind: str
     index: int = 0
     array: np.ndarray | None = None
     nbytes: int = 0
+    offset: int = 0
 
 
 @dataclass(frozen=True, eq=False)

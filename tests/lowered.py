@@ -85,7 +85,7 @@ def run_calls(
                 memories.append((scratch.setdefault(ref, np.full(ref.nbytes, CANARY, np.uint8)), 0))
             else:
                 tensor = (ins if ref.kind == "input" else outs)[ref.index]
-                memories.append((tensor.memory, tensor.at))
+                memories.append((tensor.memory, tensor.at + ref.offset * tensor.view.itemsize))
         bounds = [call.tasks * i // pieces for i in range(pieces + 1)]
         ranges = list(itertools.pairwise(bounds))[::-1]
         if how == "interpret":

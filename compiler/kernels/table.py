@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.conv import lower_conv
+from cortado.compiler.kernels.conv_transpose import lower_conv_transpose
 from cortado.compiler.kernels.dense import lower_batch_matmul, lower_fc
 from cortado.compiler.kernels.move import lower_broadcast_to, lower_gather, lower_pad, lower_tile, lower_transpose
 from cortado.compiler.kernels.normalize import lower_lrn
@@ -13,6 +14,8 @@ from cortado.compiler.kernels.pointwise import lower_elementwise, lower_pointwis
 from cortado.compiler.kernels.pool import lower_average_pool, lower_max_pool
 from cortado.compiler.kernels.reduce import lower_reduce
 from cortado.compiler.kernels.resize import lower_resize_bilinear, lower_resize_nearest
+from cortado.compiler.kernels.segment import lower_segment_reduce
+from cortado.compiler.kernels.select import lower_arg, lower_top_k
 from cortado.compiler.kernels.softmax import lower_softmax
 from cortado.compiler.ops.elementwise import ELEMENTWISE
 from cortado.compiler.program import KernelCall, Operand
@@ -24,6 +27,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     **dict.fromkeys(ELEMENTWISE, lower_elementwise),
     "pointwise": lower_pointwise,
     "conv": lower_conv,
+    "conv_transpose": lower_conv_transpose,
     "fc": lower_fc,
     "batch_matmul": lower_batch_matmul,
     "max_pool": lower_max_pool,
@@ -34,6 +38,10 @@ LOWERINGS: Mapping[str, Lowering] = {
     "reduce_mean": lower_reduce,
     "reduce_max": lower_reduce,
     "reduce_min": lower_reduce,
+    "arg_max": lower_arg,
+    "arg_min": lower_arg,
+    "top_k": lower_top_k,
+    "segment_reduce": lower_segment_reduce,
     "transpose": lower_transpose,
     "pad": lower_pad,
     "tile": lower_tile,
