@@ -60,7 +60,9 @@ class Storage:
 
 
 def reshape_strides(shape: Sequence[int], strides: Sequence[int], new_shape: Sequence[int]) -> tuple[int, ...] | None:
-    """Strides that show the same elements in the new shape, or None where only a copy can. Same number of elements, none of them zero."""
+    """Strides that show the same elements in the new shape, or None where only a copy can. Same number of elements."""
+    if 0 in new_shape:
+        return contiguous_strides(tuple(new_shape))
     old = [(d, s) for d, s in zip(shape, strides, strict=True) if d != 1]
     runs: list[list[int]] = []  # [elements, stride of the innermost], where neighbours are dense
     for dim, stride in old:

@@ -17,7 +17,14 @@ def left_to_do(node: Node) -> int:
         return int(node.inputs[0].node.op == node.op)
     if node.op == "slice":
         return int(_behind(node.inputs[0], node.attrs["starts"], node.attrs["stops"]) is not None)
+    if node.op == "concat":
+        return int(len(_parts(node)) < len(node.inputs))
     return int(_foldable_pad(node) is not None)
+
+
+def _parts(node: Node) -> list[Value]:
+    """The inputs of a concat without those that have no elements, but at least one."""
+    return [value for value in node.inputs if value.shape[node.attrs["axis"]]] or [node.inputs[0]]
 
 
 def moves_only_ones(shape: Sequence[int], perm: Sequence[int]) -> bool:
@@ -116,8 +123,7 @@ def merge_slices(node: Node, context: Context) -> Replacement | None:
 @rule("concat")
 def drop_empty_parts(node: Node, context: Context) -> Replacement | None:
     """concat(x) -> x; parts without elements are left out."""
-    axis = node.attrs["axis"]
-    parts = [value for value in node.inputs if value.shape[axis]] or [node.inputs[0]]
+    parts = _parts(node)
     if len(parts) == 1 and parts[0].type == node.types[0]:
         return parts[0]
     return rewritten("concat", parts, node.attrs, node) if len(parts) < len(node.inputs) else None
