@@ -106,8 +106,13 @@ def srem(a: Any, b: Any) -> Any:
 
 
 def to_bf16(a: Any) -> Any:
-    """Round to nearest even; NaNs stay NaNs."""
-    bits = np.asarray(a, np.float32).view(np.uint32)
+    """Round to nearest even; NaNs stay NaNs. float64 goes through float32 rounded to odd, so that it is rounded once."""
+    a = np.asarray(a)
+    single = a.astype(np.float32)
+    bits = single.view(np.uint32)
+    if a.dtype == np.float64:
+        bits = (bits - (np.abs(single) > np.abs(a))) | (single != a)
+    bits = bits.astype(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(a), (bits >> 16) | 0x40, rounded).astype(np.uint16)[()]
 

@@ -260,7 +260,9 @@ def _binary_text(inst: Inst, a: str, b: str) -> str:
     op, kind = inst.attr, inst.type
     symbol = {"add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "or": "|", "xor": "^"}.get(op)
     if kind.scalar == "bf16":
-        raise ValueError("bf16 values can be moved and converted, not calculated with")
+        sign = {"add": "+", "sub": "-", "mul": "*", "div": "/"}.get(op)
+        a, b = f"from_bf16({a})", f"from_bf16({b})"
+        return f"to_bf16({a} {sign} {b})" if sign else f"to_bf16(np.where({a} {'<' if op == 'min' else '>'} {b}, {a}, {b}))"
     if kind.scalar == "index":
         return f"{a} {symbol} {b}" if symbol else _INDEX_BINARY[op].format(a=a, b=b)
     if symbol:
@@ -301,6 +303,10 @@ def _convert_text(how: str, a: str, source: Type, to: Type) -> str:
         return f"np.atleast_1d({a}).view(t_{to.scalar}){lanes}"
     if source.scalar == "index":
         a, source = f"constant({a}, wide)", Type("i64")
+    if source.scalar == "bf16":
+        a, source = f"from_bf16({a})", Type("f32")
+    if to.scalar == "bf16":
+        return f"to_bf16({a if source.is_float else _convert_text(how, a, source, Type('f32'))})"
     if to.scalar == "index":
         return f"int({_convert_text(how, a, source, Type('i64'))})"
     cast = f".astype(t_{to.scalar})"
@@ -311,10 +317,6 @@ def _convert_text(how: str, a: str, source: Type, to: Type) -> str:
         return f"{a}.view(u_{source.scalar}){cast}"
     if how in ("fptosi", "fptoui"):
         return f"to_integer({a}, t_{to.scalar}, {'t_' if how == 'fptosi' else 'u_'}{to.scalar})"
-    if source.scalar == "bf16":
-        return f"from_bf16({a}){cast}"
-    if to.scalar == "bf16":
-        return f"to_bf16({a})"
     if to.scalar == "i1":
         return f"({a} & 1).astype(t_i1)"
     return f"{a}{cast}"

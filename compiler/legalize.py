@@ -1,30 +1,105 @@
-"""Kernel to kernel: what the target's hardware lacks (float32 arithmetic, integer division) becomes integer code in shared kernels."""
+"""Kernel to kernel: what the target's hardware lacks becomes integer code.
+
+16-bit floats live in memory only: they are widened to float32 for every operation, and narrowed after it. float32 arithmetic and
+integer division, where they are lacking, become calls of shared kernels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
+
+import numpy as np
 
 from cortado.compiler import softfloat
 from cortado.compiler.builder import KernelBuilder, Val
-from cortado.compiler.lang import BYTES, I32, INDEX, Block, Inst, Kernel, Type
+from cortado.compiler.evaluate import constant
+from cortado.compiler.lang import BYTES, F32, I32, INDEX, Block, Inst, Kernel, Type
+from cortado.compiler.rerecord import Rerecorder
 from cortado.compiler.target import Target
-from cortado.errors import TargetError
 
+_HALVES = ("f16", "bf16")
 _DIVISIONS = ("udiv", "urem", "sdiv", "srem")
 
 
-def legalize(kernel: Kernel, target: Target) -> Kernel:
-    """The kernel itself where the target can run it as it is. float32 values become their bit patterns (i32) otherwise.
-
-    Raises TargetError for other float types, which no integer code is there for.
-    """
-    return kernel if target.fpu and target.divides else _legalized(kernel, target)
-
-
 @lru_cache(maxsize=4096)
-def _legalized(kernel: Kernel, target: Target) -> Kernel:
-    return _Rewriter(kernel, target).kernel()
+def legalize(kernel: Kernel, target: Target) -> Kernel:
+    """The kernel itself where the target can run it as it is.
+
+    Raises TargetError for float64 on a core without a float unit, which no integer code is there for.
+    """
+    if _uses(kernel.body, _HALVES):
+        kernel = _Halves(kernel, target).kernel()
+    return kernel if target.fpu and target.divides else _Integers(kernel, target).kernel()
+
+
+def _uses(block: Block, scalars: Sequence[str]) -> bool:
+    for inst in block.body:
+        if inst.type.scalar in scalars or any(a.type.scalar in scalars for a in inst.args):
+            return True
+        if inst.kind == "call" and _uses(inst.attr.body, scalars):
+            return True
+        if any(_uses(inner, scalars) for inner in inst.blocks):
+            return True
+    return False
+
+
+class _Halves(Rerecorder):
+    """float16 and bfloat16 values are their bit patterns (i16).
+
+    Rounding a float32 result of +, -, *, / once more gives the correctly rounded 16-bit one: 24 bits are at least twice 11, plus 2
+    (Figueroa, "When is double rounding innocuous?", 1995).
+    """
+
+    def type(self, old: Type) -> Type:
+        return Type("i16", old.lanes) if old.scalar in _HALVES else old
+
+    def const(self, number: int | float, old: Type) -> Val:
+        if old.scalar not in _HALVES:
+            return self.k.const(number, old)
+        return self.k.const(int(constant(number, old.with_lanes(1)).view(np.int16)), self.type(old))
+
+    def callee(self, kernel: Kernel) -> Kernel:
+        return _Halves(kernel, self.target).kernel() if _uses(kernel.body, _HALVES) else kernel
+
+    def wide(self, a: Val, old: Type) -> Val:
+        return self.k.virtual(f"{old.scalar}_to_f32", a) if old.scalar in _HALVES else a
+
+    def narrow(self, a: Val, old: Type) -> Val:
+        return self.k.virtual(f"f32_to_{old.scalar}", a) if old.scalar in _HALVES else a
+
+    def _binary(self, inst: Inst, args: Sequence[Val]) -> Val:
+        return self.narrow(self.k.binary(inst.attr, *(self.wide(a, inst.type) for a in args)), inst.type)
+
+    def _compare(self, inst: Inst, args: Sequence[Val]) -> Val:
+        return self.k.compare(inst.attr, *(self.wide(a, inst.args[0].type) for a in args))
+
+    def _virtual(self, inst: Inst, args: Sequence[Val]) -> Val:
+        wide = (self.wide(a, old.type) for a, old in zip(args, inst.args, strict=True))
+        return self.narrow(self.k.virtual(inst.attr, *wide), inst.type)
+
+    def _convert(self, inst: Inst, args: Sequence[Val]) -> Val:
+        k, how, (a,), old, new = self.k, inst.attr, args, inst.args[0].type, inst.type
+        if how == "bitcast" or not {old.scalar, new.scalar} & set(_HALVES):
+            return k.convert(a, self.type(new), how)
+        a = self.wide(a, old)
+        single = F32.with_lanes(new.lanes)
+        if new.scalar not in _HALVES:  # from a half
+            return a if new == single else k.convert(a, new, how)
+        if how in ("sitofp", "uitofp"):
+            a = k.convert(a, single, how)
+        elif a.type.scalar == "f64":
+            a = _rounded_to_odd(k, a)
+        return self.narrow(a, new)
+
+
+def _rounded_to_odd(k: KernelBuilder, a: Val) -> Val:
+    """float64 to float32, toward zero, the last bit set where something was lost: so that narrowing it again rounds correctly."""
+    near = k.convert(a, F32.with_lanes(a.type.lanes), "fptrunc")
+    back, bits = k.convert(near, a.type, "fpext"), I32.with_lanes(a.type.lanes)
+    beyond = k.compare("gt", k.virtual("abs", back), k.virtual("abs", a))
+    toward_zero = k.convert(near, bits, "bitcast") - k.convert(beyond, bits, "zext")
+    return k.convert(toward_zero | k.convert(k.compare("ne", back, a), bits, "zext"), near.type, "bitcast")
 
 
 @lru_cache(maxsize=256)
@@ -50,45 +125,22 @@ def _division_function(target: Target) -> Kernel:
     return k.finish(quotient)
 
 
-class _Rewriter:
-    """Records the kernel anew. `values`: old instruction -> new value."""
-
-    def __init__(self, kernel: Kernel, target: Target) -> None:
-        self.old, self.target = kernel, target
-        self.k = KernelBuilder(kernel.family, target, kernel.shared)
-        self.values: dict[Inst, Val] = {}
-        self.results: dict[Inst, tuple[Val, ...]] = {}
-
-    def kernel(self) -> Kernel:
-        for p in self.old.params:
-            self.values[p] = self.k.param(p.attr, self.type(p.type))
-        self.block(self.old.body)
-        return self.k.finish(None if self.old.result is None else self.value(self.old.result))
+class _Integers(Rerecorder):
+    """float32 values are their bit patterns (i32) where there is no float unit; divisions are calls where there is no divider."""
 
     def type(self, old: Type) -> Type:
         if not old.is_float or self.target.fpu:
             return old
         if old.scalar == "f32":
             return Type("i32", old.lanes)
-        raise TargetError(
-            f"target {self.target.name} has no float unit: {old.scalar} cannot be used there (kernel {self.old.name})"
-        )
+        raise self.fail(f"there is no float unit, and {old.scalar} cannot do without")
 
-    def value(self, old: Inst) -> Val:
-        if old.kind != "const":
-            return self.values[old]
-        new = self.type(old.type)
-        return self.k.const(old.attr if new == old.type else softfloat.pattern(old.attr), new)
+    def const(self, number: int | float, old: Type) -> Val:
+        new = self.type(old)
+        return self.k.const(number if new == old else softfloat.pattern(number), new)
 
-    def block(self, block: Block) -> tuple[Val, ...]:
-        for inst in block.body:
-            write: Callable[[Inst, Sequence[Val]], Val | None] | None = getattr(self, f"_{inst.kind}", None)
-            if write is None:
-                raise TargetError(f"target {self.target.name}: {inst.kind} is not to be had there (kernel {self.old.name})")
-            new = write(inst, () if inst.kind == "result" else tuple(map(self.value, inst.args)))
-            if new is not None:
-                self.values[inst] = new
-        return tuple(map(self.value, block.results))
+    def callee(self, kernel: Kernel) -> Kernel:
+        return legalize(kernel, self.target)
 
     def soft(self, inst: Inst) -> bool:
         return inst.args[0].type.scalar == "f32" and not self.target.fpu
@@ -96,16 +148,11 @@ class _Rewriter:
     def per_lane(self, function: Kernel, args: Sequence[Val]) -> Val:
         """The function of every lane."""
         lanes = args[0].type.lanes
-        whole = self.k.call(function, *(self.k.lane(a, 0) for a in args))
-        one = whole.type
-        whole = self.k.broadcast(whole, lanes)
+        whole = self.k.broadcast(self.k.call(function, *(self.k.lane(a, 0) for a in args)), lanes)
         for i in range(1, lanes):
             part = self.k.broadcast(self.k.call(function, *(self.k.lane(a, i) for a in args)), lanes)
             whole = self.k.shuffle(whole, part, [j if j != i else lanes + i for j in range(lanes)])
-        assert whole.type == one.with_lanes(lanes)
         return whole
-
-    # --- arithmetic ---
 
     def _binary(self, inst: Inst, args: Sequence[Val]) -> Val:
         if self.soft(inst):
@@ -113,13 +160,12 @@ class _Rewriter:
                 first = softfloat.compare(self.k, "lt" if inst.attr == "min" else "gt", *args)
                 return self.k.select(first, *args)
             return self.per_lane(_float_function(inst.attr, 2, self.target), args)
-        if inst.attr in _DIVISIONS and not self.target.divides and not self._by_power_of_two(inst):
+        if inst.attr in _DIVISIONS and not self.target.divides and not self._without_dividing(inst.args[1]):
             return self._divided(inst.attr, *args)
         return self.k.binary(inst.attr, *args)
 
-    def _by_power_of_two(self, inst: Inst) -> bool:
-        """Shifts do. Other constant divisors become a multiplication, where the upper half of a product is to be had."""
-        divisor = inst.args[1]
+    def _without_dividing(self, divisor: Inst) -> bool:
+        """Powers of two are shifts; other constants a multiplication, where the upper half of a product is to be had."""
         if divisor.kind != "const" or divisor.attr <= 0:
             return False
         return divisor.attr & (divisor.attr - 1) == 0 or self.target.has("mul_high", I32, I32)
@@ -127,7 +173,7 @@ class _Rewriter:
     def _divided(self, op: str, a: Val, b: Val) -> Val:
         kind, signed, k = a.type, op[0] == "s", self.k
         if kind.scalar not in ("index", "i32", "i16", "i8"):
-            raise TargetError(f"target {self.target.name} does not divide {kind} (kernel {self.old.name})")
+            raise self.fail(f"{kind} cannot be divided there")
         whole = I32.with_lanes(kind.lanes)
         if kind != whole:
             how = "trunc" if kind == INDEX else "sext" if signed else "zext"
@@ -144,84 +190,21 @@ class _Rewriter:
     def _compare(self, inst: Inst, args: Sequence[Val]) -> Val:
         return softfloat.compare(self.k, inst.attr, *args) if self.soft(inst) else self.k.compare(inst.attr, *args)
 
-    def _select(self, inst: Inst, args: Sequence[Val]) -> Val:
-        return self.k.select(*args)
-
     def _convert(self, inst: Inst, args: Sequence[Val]) -> Val:
-        how, (a,), old = inst.attr, args, inst.args[0].type
-        new = self.type(inst.type)
+        how, (a,), old, new = inst.attr, args, inst.args[0].type, self.type(inst.type)
         if how == "bitcast" or self.target.fpu or not (old.is_float or inst.type.is_float):
             return self.k.convert(a, new, how)
         self.type(old)
+        if "i64" in (old.scalar, new.scalar):
+            raise self.fail(f"{old} cannot be converted to {inst.type} there")
         if how in ("sitofp", "uitofp"):
-            return self.per_lane(_float_function(how, 1, self.target), (self._as_i32(a, "sext" if how == "sitofp" else "zext"),))
-        if how in ("fptosi", "fptoui"):
-            whole = self.per_lane(_float_function(how, 1, self.target), (a,))
-            if new.scalar == "i64":
-                raise TargetError(f"target {self.target.name} does not convert float32 to int64 (kernel {self.old.name})")
-            return whole if new.scalar == "i32" else self.k.convert(whole, new, "sext" if new == INDEX else "trunc")
-        raise TargetError(
-            f"target {self.target.name} has no float unit: no conversion from {old} to {inst.type} (kernel {self.old.name})"
-        )
+            a = self._as_i32(a, "sext" if how == "sitofp" else "zext")
+        result = self.per_lane(_float_function(how, 1, self.target), (a,))
+        if new.scalar == "i32":
+            return result
+        return self.k.convert(result, new, "sext" if new == INDEX else "trunc")
 
     def _as_i32(self, a: Val, how: str) -> Val:
         whole = I32.with_lanes(a.type.lanes)
-        if a.type.scalar == "i64":
-            raise TargetError(f"target {self.target.name} does not convert int64 to float32 (kernel {self.old.name})")
-        narrow = a.type.scalar != "index" and BYTES[a.type.scalar] < 4
+        narrow = a.type != INDEX and BYTES[a.type.scalar] < 4
         return a if a.type == whole else self.k.convert(a, whole, how if narrow else "trunc")
-
-    def _virtual(self, inst: Inst, args: Sequence[Val]) -> Val:
-        return self.k.virtual(inst.attr, *args)
-
-    def _broadcast(self, inst: Inst, args: Sequence[Val]) -> Val:
-        return self.k.broadcast(args[0], inst.type.lanes)
-
-    def _shuffle(self, inst: Inst, args: Sequence[Val]) -> Val:
-        return self.k.shuffle(args[0], args[1], inst.attr)
-
-    # --- memory ---
-
-    def _offset(self, inst: Inst, args: Sequence[Val]) -> Val:
-        return self.k.offset(args[0], args[1], self.type(Type(inst.attr)).scalar)
-
-    def _local(self, inst: Inst, args: Sequence[Val]) -> Val:
-        scalar, count = inst.attr
-        return self.k.local(self.type(Type(scalar)).scalar, count)
-
-    def _load(self, inst: Inst, args: Sequence[Val]) -> Val:
-        return self.k.load(args[0], self.type(inst.type), args[1])
-
-    def _store(self, inst: Inst, args: Sequence[Val]) -> None:
-        self.k.store(args[0], args[2], args[1])
-
-    def _masked_load(self, inst: Inst, args: Sequence[Val]) -> Val:
-        return self.k.masked_load(args[0], self.type(inst.type), args[2], args[1])
-
-    def _masked_store(self, inst: Inst, args: Sequence[Val]) -> None:
-        self.k.masked_store(args[0], args[2], args[3], args[1])
-
-    def _call(self, inst: Inst, args: Sequence[Val]) -> Val:
-        return self.k.call(legalize(inst.attr, self.target), *args)
-
-    # --- control ---
-
-    def _loop(self, inst: Inst, args: Sequence[Val]) -> None:
-        start, stop, step, *carried = args
-        (body,) = inst.blocks
-        self.results[inst] = self.k.loop(start, stop, step.attr, lambda *new: self.inside(body, new), carried)
-
-    def _if(self, inst: Inst, args: Sequence[Val]) -> None:
-        then, otherwise = inst.blocks
-        self.results[inst] = self.k.if_(args[0], lambda: self.block(then), lambda: self.block(otherwise))
-
-    def _while(self, inst: Inst, args: Sequence[Val]) -> None:
-        test, body = inst.blocks
-        self.results[inst] = self.k.while_(lambda *new: self.inside(test, new)[0], lambda *new: self.inside(body, new), args)
-
-    def _result(self, inst: Inst, args: Sequence[Val]) -> Val:
-        return self.results[inst.args[0]][inst.attr]
-
-    def inside(self, block: Block, params: Sequence[Val]) -> tuple[Val, ...]:
-        self.values |= dict(zip(block.params, params, strict=True))
-        return self.block(block)

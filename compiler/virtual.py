@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cortado.compiler.evaluate import from_bf16, to_bf16
 from cortado.compiler.lang import Type
 
 if TYPE_CHECKING:
@@ -141,8 +142,52 @@ def _mul_high_fallback(k: KernelBuilder, a: Val, b: Val) -> Val:
     return a_high * b_high + k.binary("lshr", middle, 16) + k.binary("lshr", other, 16)
 
 
+def _f16_to_f32_fallback(k: KernelBuilder, a: Val) -> Val:
+    """Subnormal numbers get a leading one, which is taken away again as a number; float32 has room for what is left."""
+    wide, single = Type("i32", a.type.lanes), Type("f32", a.type.lanes)
+    bits = k.convert(a, wide, "zext")
+    magnitude = bits & 0x7FFF
+    moved = (magnitude << 13) + (112 << 23)
+    tiny = k.convert(k.convert(moved + (1 << 23), single, "bitcast") - 2.0**-14, wide, "bitcast")
+    number = k.select(magnitude < 0x400, tiny, k.select(magnitude < 0x7C00, moved, moved | 0x7F800000))
+    return k.convert(number | ((bits & 0x8000) << 16), single, "bitcast")
+
+
+def _f32_to_f16_fallback(k: KernelBuilder, a: Val) -> Val:
+    """Subnormal results: adding 0.5 puts their last bit at the end of the float32 significand, so that the addition rounds there."""
+    wide = Type("i32", a.type.lanes)
+    bits = k.convert(a, wide, "bitcast")
+    magnitude = bits & 0x7FFFFFFF
+    rebiased = magnitude + (0xFFF - (112 << 23)) + (k.binary("lshr", magnitude, 13) & 1)
+    normal = k.binary("umin", k.binary("lshr", rebiased, 13), 0x7C00)
+    half = k.const(0.5, a.type)
+    tiny = k.convert(k.convert(magnitude, a.type, "bitcast") + half, wide, "bitcast") - k.convert(half, wide, "bitcast")
+    number = k.select(magnitude < 0x38800000, tiny, k.select(magnitude > 0x7F800000, 0x7E00, normal))
+    return k.convert(number | (k.binary("lshr", bits, 16) & 0x8000), Type("i16", a.type.lanes), "trunc")
+
+
+def _bf16_to_f32_fallback(k: KernelBuilder, a: Val) -> Val:
+    return k.convert(k.convert(a, Type("i32", a.type.lanes), "zext") << 16, Type("f32", a.type.lanes), "bitcast")
+
+
+def _f32_to_bf16_fallback(k: KernelBuilder, a: Val) -> Val:
+    bits = k.convert(a, Type("i32", a.type.lanes), "bitcast")
+    upper = k.binary("lshr", bits, 16)
+    rounded = k.binary("lshr", bits + 0x7FFF + (upper & 1), 16)
+    nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    return k.convert(k.select(nan, upper | 0x40, rounded), Type("i16", a.type.lanes), "trunc")
+
+
 def _same(a: Type, *_: Type) -> Type:
     return a
+
+
+def _single(a: Type) -> Type:
+    return Type("f32", a.lanes)
+
+
+def _half(a: Type) -> Type:
+    return Type("i16", a.lanes)
 
 
 _LIST = (
@@ -154,6 +199,11 @@ _LIST = (
     Virtual("ceil", _same, np.ceil, _ceil_fallback),
     Virtual("leading_zeros", _same, _leading_zeros_meaning, _leading_zeros_fallback),  # of i32; 32 of zero
     Virtual("mul_high", _same, _mul_high_meaning, _mul_high_fallback),  # upper half of the unsigned product of two i32
+    # 16-bit floats as bit patterns (i16), rounded to nearest even.
+    Virtual("f16_to_f32", _single, lambda a: a.view(np.float16).astype(np.float32), _f16_to_f32_fallback),
+    Virtual("f32_to_f16", _half, lambda a: a.astype(np.float16).view(np.int16), _f32_to_f16_fallback),
+    Virtual("bf16_to_f32", _single, lambda a: from_bf16(a.view(np.uint16)), _bf16_to_f32_fallback),
+    Virtual("f32_to_bf16", _half, lambda a: to_bf16(a).view(np.int16), _f32_to_bf16_fallback),
 )
 
 VIRTUALS: Mapping[str, Virtual] = {v.name: v for v in _LIST}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from arm_boards import run_on_mps2
+from native import native, runnable_targets
 
 from cortado.backends.codegen import compile_modules
 from cortado.backends.llvm import emit_module, symbol
@@ -182,5 +183,74 @@ def test_what_has_no_integer_code_is_an_error() -> None:
     k = KernelBuilder("double", target)
     p = k.param("p")
     k.store(p, k.load(p, Type("f64")) * 2.0)
-    with pytest.raises(TargetError, match=r"cortex-m3 has no float unit: f64 cannot be used there \(kernel double_\w+\)"):
+    with pytest.raises(TargetError, match=r"cortex-m3: there is no float unit, and f64 .* \(kernel double_\w+\)"):
         legalize(k.finish(), target)
+
+
+def half_kernel(target: Target, scalar: str, lanes: int, count: int) -> Kernel:
+    """Every pattern of a 16-bit float widened; float32 numbers narrowed; arithmetic and comparisons on halves."""
+    k = KernelBuilder("halves", target)
+    wide, narrow, numbers, patterns = k.param("wide"), k.param("narrow"), k.param("numbers"), k.param("patterns")
+    half, single = Type(scalar, lanes), F32.with_lanes(lanes)
+
+    def body(i: Val) -> None:
+        h, x = k.load(patterns, half, i), k.load(numbers, single, i)
+        k.store(wide, k.convert(h, single, "fpext"), i)
+        rounded = k.convert(x, half, "fptrunc")
+        whole = k.convert(k.select(k.compare("lt", k.virtual("abs", x), 1e6), x, 0.0), I32.with_lanes(lanes), "fptosi")
+        values = [
+            rounded,
+            h + rounded,
+            h * rounded,
+            h / 3.0,
+            k.min(h, rounded),
+            k.select(h < 1.0, h, rounded),
+            k.convert(whole, half, "sitofp"),
+        ]
+        if target.lanes("f64") > 1:
+            values.append(k.convert(k.convert(x, Type("f64", lanes), "fpext") * (1 + 2.0**-40), half, "fptrunc"))
+        for row, value in enumerate(values):
+            k.store(narrow, value, i + row * count)
+
+    k.loop(0, count, lanes, body)
+    return k.finish()
+
+
+@pytest.mark.parametrize("scalar", ["f16", "bf16"])
+@pytest.mark.parametrize("name", [*runnable_targets(), "cortex-m0", "cortex-m4"])
+def test_16_bit_floats(name: str, scalar: str) -> None:
+    target = find_target(name)
+    count, lanes = (1 << 16, 8) if name in runnable_targets() else (1 << 16, 1 << 13) if target.fpu else (1 << 8, 1)
+    patterns = np.arange(0, 1 << 16, (1 << 16) // count, dtype=np.uint16)
+    rng = np.random.default_rng(8)
+    numbers = rng.integers(0, 1 << 32, count, np.uint32).view(np.float32)
+    if scalar == "f16":
+        with np.errstate(all="ignore"):
+            near = patterns.view(np.float16).astype(np.float32) * (
+                1 + rng.integers(-1, 2, count).astype(np.float32) * np.float32(2**-12)
+            )
+        numbers = np.where(rng.random(count) < 0.5, near, numbers)
+    kernel = half_kernel(target, scalar, min(count, 1 << 13), count)
+    legal = legalize(half_kernel(target, scalar, lanes, count), target)
+    assert not types_in(legal.body) & {"f16", "bf16"}
+    wide, narrow = [np.zeros(count, np.uint32) for _ in range(2)], [np.zeros(8 * count, np.uint16) for _ in range(2)]
+    with np.errstate(all="ignore"):
+        compile_kernel(kernel)(*(Pointer(a.view(np.uint8)) for a in (wide[0], narrow[0], numbers, patterns)))
+        if name in runnable_targets():
+            native(legal, target)(wide[1], narrow[1], numbers, patterns)
+        else:
+            compile_kernel(legal)(*(Pointer(a.view(np.uint8)) for a in (wide[1], narrow[1], numbers, patterns)))
+    limit = 0x7C00 if scalar == "f16" else 0x7F80
+    for (want, got), top, sign in ((wide, 0x7F800000, 0x80000000), (narrow, limit, 0x8000)):
+        nans = (want % sign > top) & (got % sign > top)
+        np.testing.assert_array_equal(np.where(nans, 0, got), np.where(nans, 0, want))
+    if scalar == "f16":
+        np.testing.assert_array_equal(wide[0].view(np.float32), patterns.view(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", ["x86-64", "x86-64-v2", "cortex-m0", "cortex-m3", "cortex-m4", "arm32-cortex-a8", "aarch64"])
+def test_16_bit_floats_call_nothing_from_outside(name: str) -> None:
+    target = find_target(name)
+    kernels = [legalize(half_kernel(target, scalar, target.lanes("f32"), 64), target) for scalar in ("f16", "bf16")]
+    every = {k.name: k for item in kernels for k in (*item.callees(), item)}
+    compile_modules([("m", emit_module(list(every.values()), target, "net"))], target)

@@ -22,12 +22,16 @@ MNEMONICS = {
     "x86": {
         "fma": r"vfn?madd\d+[ps]s", "sqrt": r"v?sqrt[ps][sd]",
         "round_even": r"v?(round|rndscale)[ps][sd]\s+\$(8|12|4|0)", "floor": r"v?(round|rndscale)[ps][sd]\s+\$(9|1),",
-        "ceil": r"v?(round|rndscale)[ps][sd]\s+\$(10|2),",
+        "ceil": r"v?(round|rndscale)[ps][sd]\s+\$(10|2),", "f16_to_f32": "vcvt(ph2ps|sh2ss)", "f32_to_f16": "vcvt(ps2ph|ss2sh)",
     },
-    "aarch64": {"fma": r"fml?add?|fmla", "abs": "fabs", "sqrt": "fsqrt", "round_even": "frintn", "floor": "frintm", "ceil": "frintp"},
+    "aarch64": {
+        "fma": r"fml?add?|fmla", "abs": "fabs", "sqrt": "fsqrt", "round_even": "frintn", "floor": "frintm", "ceil": "frintp",
+        "f16_to_f32": "fcvtl?", "f32_to_f16": "fcvtn?",
+    },
     "arm": {
         "fma": r"vfma\.f32", "abs": r"vabs\.f32", "sqrt": r"vsqrt\.f32", "round_even": r"vrintx\.f32", "floor": r"vrintm\.f32",
         "ceil": r"vrintp\.f32", "leading_zeros": "clz", "mul_high": "umull",
+        "f16_to_f32": r"vcvt[bt]?\.f32\.f16", "f32_to_f16": r"vcvt[bt]?\.f16\.f32",
     },
 }  # fmt: skip
 
@@ -59,6 +63,7 @@ def test_every_virtual_instruction_has_a_form_without_calls(name: str) -> None:
         pytest.skip("float operations of cores without a float unit are another test's")
     kind = F32.with_lanes(target.lanes("f32"))
     types = {"fma": (kind,) * 3, "leading_zeros": (I32,), "mul_high": (I32, I32)}
+    types |= dict.fromkeys(("f16_to_f32", "bf16_to_f32"), (Type("i16", kind.lanes),))
     kernels = [applied(target, virtual, types.get(virtual, (kind,))) for virtual in VIRTUALS]
     compile_modules([("m", emit_module(kernels, target, "t"))], target)
 

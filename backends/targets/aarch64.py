@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from cortado.backends.targets.rows import float_rows
+from cortado.backends.targets.rows import float_rows, half_rows
 from cortado.backends.targets.systems import SYSTEMS
 from cortado.compiler.target import Memory, Target
 
@@ -44,6 +44,7 @@ CORES: Mapping[str, Core] = {
     "apple-m1": Core(_V82, 128 * _K, 12 * _M, 3_200_000_000),
     "apple-m2": Core((*_V82, "bf16", "i8mm"), 128 * _K, 16 * _M, 3_500_000_000),
 }
+_ROWS = ("fma", "abs", "sqrt", "round_even", "floor", "ceil")
 ADDITIONS: Mapping[str, tuple[str, ...]] = dict.fromkeys(("dotprod", "fullfp16", "bf16", "i8mm"), ())
 
 
@@ -63,7 +64,7 @@ def make(name: str, cpu: str, additions: Iterable[str], system: str) -> Target:
         features=tuple(f"+{feature}" for feature in features),
         vector_bits=128,
         vector_registers=32,
-        rows=float_rows(dict.fromkeys(("fma", "abs", "sqrt", "round_even", "floor", "ceil"), "+neon"), 128, ("f32", "f64")),
+        rows=(*float_rows(dict.fromkeys(_ROWS, "+neon"), 128, ("f32", "f64")), *half_rows("+neon", 128)),
         memories=(Memory("l1", core.l1), Memory("l2", core.l2)),
         clock_hz=core.clock_hz,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from cortado.backends.targets.rows import INTEGER_ROWS, INTRINSICS, float_rows
+from cortado.backends.targets.rows import INTEGER_ROWS, INTRINSICS, float_rows, half_rows
 from cortado.backends.targets.systems import SYSTEMS
 from cortado.compiler.target import Memory, Target
 
@@ -85,7 +85,11 @@ def make(name: str, cpu: str, added: Iterable[str], system: str) -> Target:
         vector_registers=core.vector_registers,
         fpu=bool(fpu),
         divides=core.divides,
-        rows=(*float_rows(rows, core.vector_bits, intrinsics=_INTRINSICS), *(INTEGER_ROWS if core.long else ())),
+        rows=(
+            *float_rows(rows, core.vector_bits, intrinsics=_INTRINSICS),
+            *(half_rows(f"+{fpu}", core.vector_bits) if fpu in _FUSED else ()),
+            *(INTEGER_ROWS if core.long else ()),
+        ),
         memories=() if microcontroller else (Memory("l1", 32 << 10), Memory("l2", 256 << 10)),
         clock_hz=core.clock_hz,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cortado.backends.llvm import Function, intrinsic_row
+from cortado.backends.llvm import Function, intrinsic_row, ir_type
 from cortado.compiler.lang import I32, Type
 from cortado.compiler.target import Row
 
@@ -49,6 +49,27 @@ def _mul_high(function: Function, result: Type, args: Sequence[tuple[str, str]])
     wide = [function.assign(f"zext i32 {value} to i64") for _, value in args]
     product = function.assign(f"mul nuw i64 {wide[0]}, {wide[1]}")
     return function.assign(f"trunc i64 {function.assign(f'lshr i64 {product}, 32')} to i32")
+
+
+def _f16_to_f32(function: Function, result: Type, args: Sequence[tuple[str, str]]) -> str:
+    half = ir_type(Type("f16", result.lanes), function.target)
+    pattern = function.assign(f"bitcast {args[0][0]} {args[0][1]} to {half}")
+    return function.assign(f"fpext {half} {pattern} to {ir_type(result, function.target)}")
+
+
+def _f32_to_f16(function: Function, result: Type, args: Sequence[tuple[str, str]]) -> str:
+    half = ir_type(Type("f16", result.lanes), function.target)
+    number = function.assign(f"fptrunc {args[0][0]} {args[0][1]} to {half}")
+    return function.assign(f"bitcast {half} {number} to {ir_type(result, function.target)}")
+
+
+def half_rows(feature: str, vector_bits: int) -> tuple[Row, ...]:
+    """Conversions between float16 and float32."""
+    rows: list[Row] = []
+    for lanes in lengths(vector_bits, 32):
+        rows.append(Row("f16_to_f32", (Type("i16", lanes),), feature, _f16_to_f32))
+        rows.append(Row("f32_to_f16", (Type("f32", lanes),), feature, _f32_to_f16))
+    return tuple(rows)
 
 
 INTEGER_ROWS = (Row("leading_zeros", (I32,), "", _leading_zeros), Row("mul_high", (I32, I32), "", _mul_high))
