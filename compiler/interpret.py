@@ -16,7 +16,7 @@ import numpy as np
 from cortado.compiler.evaluate import DTYPE, HELPERS, POISON, WIDE, Pointer, constant
 from cortado.compiler.lang import BYTES, Block, Inst, Kernel, Type
 from cortado.compiler.program import Argument, Program
-from cortado.compiler.types import NUMPY_DTYPE
+from cortado.compiler.types import NUMPY_DTYPE, cut_rows
 from cortado.compiler.virtual import VIRTUALS
 
 
@@ -38,7 +38,10 @@ def compile_kernel(kernel: Kernel) -> Callable[..., None]:
 
 
 def run_program(program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All steps of the program on the arrays in `feeds`, by input name; the outputs by name. Memory starts as POISON."""
+    """All steps of the program on the arrays in `feeds`, by input name; the outputs by name. Memory starts as POISON.
+
+    A step that writes an input or a weight gives a ValueError.
+    """
     arena = np.full(program.arena_bytes, POISON, np.uint8)
     weights = np.frombuffer(program.weights, np.uint8)
     inputs = [np.ascontiguousarray(feeds[name], NUMPY_DTYPE[info.dtype]) for name, info in program.inputs]
@@ -46,6 +49,8 @@ def run_program(program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, 
     places = {"input": [_bytes(a) for a in inputs], "output": [_bytes(a) for a in outputs]}
     for memory in places["output"]:
         memory[:] = POISON
+    for memory in places["input"]:
+        memory.flags.writeable = False
 
     def pointer(argument: Argument) -> Pointer:
         buffer = program.buffers[argument.buffer]
@@ -56,7 +61,8 @@ def run_program(program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, 
 
     for step in program.steps:
         compile_kernel(step.kernel)(*map(pointer, step.args), 0, step.tasks)
-    return {name: array for (name, _), array in zip(program.outputs, outputs, strict=True)}
+    arrays = {name: array for (name, _), array in zip(program.outputs, outputs, strict=True)}
+    return cut_rows(arrays, {name: info.count for name, info in program.outputs if info.count is not None})
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

@@ -272,6 +272,17 @@ def test_run_program_places_every_buffer() -> None:
     np.testing.assert_array_equal(run_program(program, {"x": x})["y"], 2 * x + [[0, 1], [2, 3]])
 
 
+def test_run_program_keeps_inputs_as_they_are() -> None:
+    k = KernelBuilder("careless", ANY)
+    a = k.param("a")
+    k.param("begin", INDEX), k.param("end", INDEX)
+    k.store(a, k.const(0, F32))
+    step = Step(k.finish(), (Argument(0),), 1, "y", "relu")
+    program = Program("p", (("x", TensorInfo((1,), "float32")),), (), (Buffer("x", "input", 4, 0),), (step,), 0, b"")
+    with pytest.raises(ValueError, match="read-only"):
+        run_program(program, {"x": np.ones(1, np.float32)})
+
+
 def test_a_mask_of_one_lane_selects_whole_vectors() -> None:
     a, b = np.array([1, 2], np.float32), np.array([3, 4], np.float32)
     got = evaluated(lambda k, x, y: k.select(k.lane(x, 0) < 5.0, x, y), a, b, out=np.dtype(np.float32))
