@@ -70,12 +70,14 @@ class Graph:
     """inputs: "input" nodes in the file's order (also those nothing reads). outputs: (source name, value) in the file's order.
 
     layouts: axis names ("NCHW") by input or output name, for the user's information.
+    counts: output name -> name of the output (int32[1]) that says how many of its rows, along axis 0, are real; they come last.
     """
 
     name: str
     inputs: tuple[Node, ...]
     outputs: tuple[tuple[str, Value], ...]
     layouts: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, str] = field(default_factory=dict)
 
     def nodes(self) -> tuple[Node, ...]:
         """Every node an output reaches, producers first; depth-first from the outputs, so the order is a function of the graph."""
@@ -131,7 +133,7 @@ class Graph:
         if not changed:
             return self
         outputs = tuple((name, new.get(value, value)) for name, value in self.outputs)
-        return Graph(self.name, self.inputs, outputs, self.layouts)
+        return replace(self, outputs=outputs)
 
 
 def constant(

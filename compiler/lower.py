@@ -190,4 +190,4 @@ class _Steps:
 def _info(graph: Graph, name: str, type_: TensorType) -> TensorInfo:
     quant = type_.quant
     scale, zero = (quant.scales[0], quant.zero_points[0]) if quant is not None and quant.axis is None else (None, None)
-    return TensorInfo(type_.shape, type_.dtype, graph.layouts.get(name, ""), scale, zero)
+    return TensorInfo(type_.shape, type_.dtype, graph.layouts.get(name, ""), scale, zero, graph.counts.get(name))

@@ -9,7 +9,7 @@ import numpy as np
 
 from cortado.compiler.graph import Graph, Node, Value
 from cortado.compiler.ops import OPS
-from cortado.compiler.types import TensorType
+from cortado.compiler.types import TensorType, cut_rows
 from cortado.errors import InputError
 
 
@@ -69,4 +69,5 @@ def run_graph(graph: Graph, feeds: Mapping[str, np.ndarray], wanted: Sequence[Va
             left[value] -= 1
             if not left[value]:
                 del values[value]
-    return {name: np.array(values[value], order="C") for name, value in targets}
+    results = {name: np.array(values[value], order="C") for name, value in targets}
+    return cut_rows(results, graph.counts) if wanted is None else results

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from cortado.compiler.graph import Graph, Node, Value
@@ -141,7 +141,7 @@ class Context:
     def graph(self, like: Graph) -> Graph:
         """What there is now."""
         outputs = tuple((name, self._resolve(value)) for name, value in like.outputs)
-        return Graph(like.name, like.inputs, outputs, like.layouts)
+        return replace(like, outputs=outputs)
 
     def _resolve(self, value: Value) -> Value:
         while value in self._forward:

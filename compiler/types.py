@@ -90,6 +90,7 @@ class TensorInfo:
 
     layout: the source's axis names ("NCHW", "NHWC", ...), or "" where the file does not say.
     scale, zero_point: of a quantized boundary tensor, else None.
+    count: name of the output (int32[1]) that says how many rows of this one are real, where that depends on the data, else None.
     """
 
     shape: tuple[int, ...]
@@ -97,12 +98,23 @@ class TensorInfo:
     layout: str = ""
     scale: float | None = None
     zero_point: int | None = None
+    count: str | None = None
 
 
 class Executor(Protocol):
     """Runs code inside the compiler (calibration, host timing): arrays by input name in, by output name out."""
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+
+def cut_rows(arrays: Mapping[str, np.ndarray], counts: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Outputs as their user sees them: cut to their real rows, without the arrays that only say how many these are."""
+    numbers = set(counts.values())
+    return {
+        name: array[: int(arrays[counts[name]][0])] if name in counts else array
+        for name, array in arrays.items()
+        if name not in numbers
+    }
 
 
 def frozen_array(array: np.ndarray) -> np.ndarray:

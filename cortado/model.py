@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cortado.compiler.types import NUMPY_DTYPE, TensorInfo
+from cortado.compiler.types import NUMPY_DTYPE, TensorInfo, cut_rows
 from cortado.errors import InputError, OptionError
 from cortado.preprocess import Preprocess
 from cortado.report import Report
@@ -26,7 +26,8 @@ class Model:
     """What `cortado.compile` and `cortado.open` give.
 
     name: the C identifier that library, header and functions carry.
-    inputs, outputs: TensorInfo by the source's names, in the source's order.
+    inputs, outputs: TensorInfo by the source's names, in the source's order. An output with a `count` has that shape at most: `run` gives
+    as many rows as there are.
     preprocess: how pictures become the input, where `compile` was told.
     """
 
@@ -37,7 +38,8 @@ class Model:
         manifest = bundle.manifest
         self.name = manifest.name
         self.inputs: dict[str, TensorInfo] = dict(manifest.inputs)
-        self.outputs: dict[str, TensorInfo] = dict(manifest.outputs)
+        self._counts = {name: info.count for name, info in manifest.outputs if info.count is not None}
+        self.outputs: dict[str, TensorInfo] = {n: info for n, info in manifest.outputs if n not in self._counts.values()}
         self.preprocess = None if manifest.preprocess is None else Preprocess.from_dict(manifest.preprocess)
 
     def run(self, feeds: Mapping[str, np.ndarray], threads: int = 1) -> dict[str, np.ndarray]:
@@ -51,7 +53,8 @@ class Model:
             raise OptionError(f"threads={threads}: must be a number between 1 and 1024")
         arrays = self._checked(feeds)
         results = self._get_runner().run(arrays, threads)
-        return dict(zip(self.outputs, results, strict=True))
+        names = [name for name, _ in self._bundle.manifest.outputs]
+        return cut_rows(dict(zip(names, results, strict=True)), self._counts)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write libNAME.a, NAME.h, NAME.weights (when it is separate) and manifest.json; replaces a bundle that is there."""

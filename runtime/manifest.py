@@ -147,6 +147,6 @@ def _tensors_from(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, TensorI
     for row in rows:
         if row["dtype"] not in NUMPY_DTYPE:
             raise ValueError(f"dtype {row['dtype']!r}")
-        info = {key: row[key] for key in ("dtype", "layout", "scale", "zero_point")}
+        info = {key: row[key] for key in ("dtype", "layout", "scale", "zero_point", "count")}
         found.append((row["name"], TensorInfo(tuple(row["shape"]), **info)))
     return tuple(found)

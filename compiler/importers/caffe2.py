@@ -9,9 +9,12 @@ from types import MappingProxyType
 
 import numpy as np
 
+from cortado.compiler.counts import counted_outputs
 from cortado.compiler.graph import Graph, Node, Value, constant, graph_input
 from cortado.compiler.importers import (
+    caffe2_control,
     caffe2_conv,
+    caffe2_detection,
     caffe2_distance,
     caffe2_elementwise,
     caffe2_fill,
@@ -38,7 +41,9 @@ from cortado.proto.caffe2 import NetDef
 
 OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
     {
+        **caffe2_control.OPERATORS,
         **caffe2_conv.OPERATORS,
+        **caffe2_detection.OPERATORS,
         **caffe2_pool.OPERATORS,
         **caffe2_elementwise.OPERATORS,
         **caffe2_shape.OPERATORS,
@@ -88,6 +93,7 @@ def plan_net(net: NetDef, outputs: Sequence[str] | None, where: str) -> Plan:
     """Resolve blob names and find what the outputs (None: the file's own) need. where: the file's name, for messages."""
     if not net.operators:
         raise FormatError(f"{where}: the net holds no operators")
+    net = caffe2_control.without_branches(net, where)
     renamed = rename(net.operators)
     names = tuple(dict.fromkeys(net.external_outputs if outputs is None else outputs))
     if not names:
@@ -150,10 +156,11 @@ def import_net(plan: Plan, blobs: Mapping[str, np.ndarray], inputs: Mapping[str,
         raise work.first_error
     try:
         outputs = tuple((name, _read(work, blob)) for name, blob in plan.outputs)
+        outputs, counts = counted_outputs(outputs, scope.counts)
     except CortadoError as error:
         raise type(error)(f"{plan.where}: the net's output: {error}") from None
     graph = Graph(plan.net.name, tuple(feeds.values()), outputs)
-    return Graph(graph.name, graph.inputs, graph.outputs, boundary_layouts(graph, scope.layouts))
+    return Graph(graph.name, graph.inputs, graph.outputs, boundary_layouts(graph, scope.layouts), counts)
 
 
 def evaluate_net(net: NetDef, wanted: Iterable[str], where: str) -> dict[str, np.ndarray]:
@@ -279,8 +286,13 @@ def _run(work: _Import, step: Step) -> None:
     try:
         spec.check(operator)
         inputs = tuple(_read(work, blob) for blob in step.inputs)
+        counted = any(work.scope.counts.of(value) for value in inputs)
+        spec = caffe2_detection.COUNTED.get(operator.type, spec) if counted else spec
         call = Call(operator, inputs, tuple(map(work.scope.version, operator.outputs)), Args(operator), work.scope)
         results = spec.build(call)
+        for value in results if counted else ():
+            if value is not None:
+                work.scope.counts.of(value)
     except UnsupportedError as error:
         work.problems.append(f"{_label(step)}: {error}")
         work.unset.update((blob, "") for blob in step.outputs)
@@ -291,7 +303,9 @@ def _run(work: _Import, step: Step) -> None:
         work.unset.update((blob, "") for blob in step.outputs)
         return
     for blob, value in zip(step.outputs, results, strict=True):
-        if value is None:
+        if counted and value is not None and value.constant is not None:
+            work.unset[blob] = f"{_label(step)} computes it from a number of rows that depends on the data"
+        elif value is None:
             work.unset[blob] = f"{_label(step)} leaves '{blob.name}' unset"
         else:
             work.values[blob] = value

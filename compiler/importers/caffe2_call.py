@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cortado.compiler.counts import Counts
 from cortado.compiler.graph import Graph, Node, Value, constant
 from cortado.compiler.importers.caffe2_args import Args
 from cortado.compiler.ops import infer_types
@@ -68,6 +69,8 @@ class Scope:
         self._reserved = frozenset(reserved)
         self._taken: set[str] = set()
         self.layouts: dict[Value, str] = {}
+        self.counts = Counts()
+        self.emptiness: dict[Value, Value] = {}  # truth values that say whether a count is 0
         self.moved: dict[tuple[Value, str, tuple[int, ...]], Value] = {}
         self.filled = 0
 

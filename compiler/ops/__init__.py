@@ -8,16 +8,21 @@ from typing import Any
 
 from cortado.compiler.graph import Node, Value
 from cortado.compiler.ops import (
+    boxes,
     conv,
     conv_transpose,
     elementwise,
+    nms,
     normalize,
     pointwise,
     pool,
+    proposals,
     quantized,
     quantized_elementwise,
     reduce,
     resize,
+    roi,
+    rows,
     segment,
     select,
     shape,
@@ -54,6 +59,11 @@ OPS: Mapping[str, Op] = merged(
         segment.OPS,
         select.OPS,
         resize.OPS,
+        boxes.OPS,
+        rows.OPS,
+        proposals.OPS,
+        nms.OPS,
+        roi.OPS,
     )
 )
 

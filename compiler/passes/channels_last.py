@@ -7,7 +7,7 @@ work in any layout (see `axes`) chooses its layouts together, by the bytes that 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -261,7 +261,7 @@ class _Rebuild:
             for index in range(len(node.types)):
                 self.made[node.out(index)] = new.out(index)
         outputs = tuple((name, self._fetch(value, axes.identity(len(value.shape)))) for name, value in graph.outputs)
-        return Graph(graph.name, graph.inputs, outputs, graph.layouts)
+        return replace(graph, outputs=outputs)
 
     def _node(self, node: Node) -> Node:
         if node not in self.wiring.free:
