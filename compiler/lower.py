@@ -10,7 +10,7 @@ import numpy as np
 
 from cortado.compiler.graph import Graph, Node
 from cortado.compiler.kernels.move import lower_copy
-from cortado.compiler.kernels.table import LOWERINGS, Lowering
+from cortado.compiler.kernels.table import LOWERINGS, Lowering, lowerings
 from cortado.compiler.legalize import legalize
 from cortado.compiler.ops import OPS
 from cortado.compiler.plan import Interval, align, assign_offsets, verify_plan
@@ -21,12 +21,12 @@ from cortado.compiler.types import TensorInfo, TensorType
 from cortado.errors import UnsupportedError
 
 
-def lower(graph: Graph, target: Target) -> Program:
+def lower(graph: Graph, target: Target, optimize_for: str = "speed") -> Program:
     """Order, storage, kernels, offsets, in this order. Raises UnsupportedError that names every node without a kernel."""
     order = graph.nodes()
     _require_lowerings(order)
     storage = assign_storage(graph, order)
-    steps = _Steps(target)
+    steps = _Steps(target, lowerings(optimize_for))
     for node in order:
         _lower_node(node, storage, steps)
     for position in storage.copied_outputs:
@@ -82,6 +82,7 @@ class _Steps:
     """Collects steps and roots in order; `program` gives them offsets."""
 
     target: Target
+    lowerings: Mapping[str, Lowering]
     pending: list[_Pending] = field(default_factory=list)
     constants: dict[tuple[str, bytes], Root] = field(default_factory=dict)
     arrays: dict[Root, np.ndarray] = field(default_factory=dict)
@@ -90,7 +91,7 @@ class _Steps:
     def node(self, node: Node, storage: Storage) -> None:
         ins = [storage.operand(value) for value in node.inputs]
         outs = [storage.operand(node.out(i)) for i in range(len(node.types))]
-        lowering: Lowering = LOWERINGS[node.op]
+        lowering = self.lowerings[node.op]
         inputs = [(value.type, storage.places[value]) for value in node.inputs]
         outputs = [(node.types[i], storage.places[node.out(i)]) for i in range(len(node.types))]
         count = OPS[node.op].macs

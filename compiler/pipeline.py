@@ -24,4 +24,4 @@ def compile_program(graph: Graph, target: Target, options: CompileOptions) -> Pr
     if options.io_dtype is not None:
         raise OptionError("io_dtype needs a quantized model; this version keeps the boundary's types")
     graph = optimize(graph, step_limit=options.step_limit)
-    return lower(graph, target)
+    return lower(graph, target, options.optimize_for)

@@ -17,11 +17,24 @@ from cortado.compiler.kernels.resize import lower_resize_bilinear, lower_resize_
 from cortado.compiler.kernels.segment import lower_segment_reduce
 from cortado.compiler.kernels.select import lower_arg, lower_top_k
 from cortado.compiler.kernels.softmax import lower_softmax
+from cortado.compiler.kernels.winograd import choose_winograd, lower_winograd
 from cortado.compiler.ops.elementwise import ELEMENTWISE
 from cortado.compiler.program import KernelCall, Operand
 from cortado.compiler.target import Target
 
 Lowering = Callable[[Node, Sequence[Operand], Sequence[Operand], Target], list[KernelCall]]
+
+
+def lower_conv_fastest(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
+    """A convolution by Winograd's filtering where that is clearly faster, else directly."""
+    tiling = choose_winograd(node, ins, outs, target)
+    return lower_conv(node, ins, outs, target) if tiling is None else lower_winograd(node, ins, outs, tiling, target)
+
+
+def lowerings(optimize_for: str) -> Mapping[str, Lowering]:
+    """By operator, for a goal of `CompileOptions`: larger weights and buffers are worth it for "speed" only."""
+    return {**LOWERINGS, "conv": lower_conv_fastest} if optimize_for == "speed" else LOWERINGS
+
 
 LOWERINGS: Mapping[str, Lowering] = {
     **dict.fromkeys(ELEMENTWISE, lower_elementwise),

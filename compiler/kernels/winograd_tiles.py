@@ -1,0 +1,100 @@
+"""Shared kernels of the Winograd transforms: channels-last pixels to products' operands, products to channels-last pixels.
+
+Vectors run over channels. A tile at a border has its own kernel, which tests every row and column; interior tiles test nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cortado.compiler.builder import KernelBuilder, Val
+from cortado.compiler.kernels.epilogue import EpilogueKind
+from cortado.compiler.kernels.winograd_algebra import Filtering, transform_input, transform_output
+from cortado.compiler.lang import INDEX, PTR, Kernel, Type
+from cortado.compiler.target import Target
+
+
+def input_kernel(f: Filtering, border: bool, target: Target) -> Kernel:
+    """(x, v, count, channels, x_row, x_pixel, v_tile, v_product [, y, left, height, width]): `count` tiles beside each other.
+
+    x: the first tile's first pixel (perhaps outside of the image), v: its place in product 0. Distances in elements; channels: a multiple
+    of the lanes. y, left: the first tile's position in the image of height x width, from which what is outside reads as zero.
+    """
+    k = KernelBuilder(f"winograd{f.m}_input{'_border' if border else ''}", target, shared=True)
+    vector = Type("f32", target.lanes("f32"))
+    names = ["x", "v", "count", "channels", "x_row", "x_pixel", "v_tile", "v_product"] + ["y", "left", "height", "width"] * border
+    p = {name: k.param(name, PTR if name in ("x", "v") else INDEX) for name in names}
+
+    def read(base: Val, at: Val, left: Val | None, i: int, j: int) -> Val:
+        def load() -> Val:
+            return k.load(base, vector, at + p["x_row"] * i + p["x_pixel"] * j)
+
+        if left is None:
+            return load()
+        y, x = p["y"] + i, left + j
+        inside = _inside(k, y, p["height"]) & _inside(k, x, p["width"])
+        return k.if_(inside, lambda: (load(),), lambda: (k.zero(vector),))[0]
+
+    def tile(number: Val) -> None:
+        first = k.offset(p["x"], number * f.m * p["x_pixel"], "f32")
+        to = k.offset(p["v"], number * p["v_tile"], "f32")
+        left = p["left"] + number * f.m if border else None
+
+        def channels(c: Val) -> None:
+            columns = [transform_input(k, f, [read(first, c, left, i, j) for i in range(f.size)]) for j in range(f.size)]
+            for i in range(f.size):
+                for j, value in enumerate(transform_input(k, f, [column[i] for column in columns])):
+                    k.store(to, value, c + p["v_product"] * (i * f.size + j))
+
+        k.loop(0, p["channels"], vector.lanes, channels)
+
+    k.loop(0, p["count"], 1, tile)
+    return k.finish()
+
+
+def output_kernel(f: Filtering, border: bool, kind: EpilogueKind, target: Target) -> Kernel:
+    """(m, [bias], [residual, r_row, r_pixel], out, count, channels, o_row, o_pixel, m_tile, m_product [, rows, columns]).
+
+    rows, columns: pixels of the first tile (and what follows it in its row) that exist.
+    """
+    k = KernelBuilder(f"winograd{f.m}_output{'_border' if border else ''}", target, shared=True)
+    vector = Type("f32", target.lanes("f32"))
+    names = ["m"] + ["bias"] * kind.bias + ["residual", "r_row", "r_pixel"] * kind.residual
+    names += ["out", "count", "channels", "o_row", "o_pixel", "m_tile", "m_product"] + ["rows", "columns"] * border
+    p = {name: k.param(name, PTR if name in ("m", "bias", "residual", "out") else INDEX) for name in names}
+
+    def when(condition: Val | None, action: Callable[[], None]) -> None:
+        if condition is None:
+            action()
+        else:
+            k.if_(condition, lambda: (action(), ())[1])
+
+    def finish(value: Val, c: Val, out: Val, residual: Val | None, i: int, j: int) -> None:
+        if kind.bias:
+            value = value + k.load(p["bias"], vector, c)
+        beside: Sequence[Val] = ()
+        if residual is not None:
+            beside = [k.load(residual, vector, c + p["r_row"] * i + p["r_pixel"] * j)]
+        k.store(out, kind.finish(k, [value], beside)[0], c + p["o_row"] * i + p["o_pixel"] * j)
+
+    def tile(number: Val) -> None:
+        at = k.offset(p["m"], number * p["m_tile"], "f32")
+        out = k.offset(p["out"], number * f.m * p["o_pixel"], "f32")
+        residual = k.offset(p["residual"], number * f.m * p["r_pixel"], "f32") if kind.residual else None
+
+        def channels(c: Val) -> None:
+            products = [[k.load(at, vector, c + p["m_product"] * (i * f.size + j)) for i in range(f.size)] for j in range(f.size)]
+            columns = [transform_output(k, f, column) for column in products]
+            for i in range(f.m):
+                for j, value in enumerate(transform_output(k, f, [column[i] for column in columns])):
+                    here = (p["rows"] > i) & (p["columns"] - number * f.m > j) if border else None
+                    when(here, lambda value=value, i=i, j=j: finish(value, c, out, residual, i, j))
+
+        k.loop(0, p["channels"], vector.lanes, channels)
+
+    k.loop(0, p["count"], 1, tile)
+    return k.finish()
+
+
+def _inside(k: KernelBuilder, position: Val, size: Val) -> Val:
+    return (position >= 0) & (position < size)

@@ -1,0 +1,110 @@
+"""Winograd convolutions: the algebra, every border, the epilogue, and the choice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from lowered import TARGETS, check, made_target, node_of
+
+from cortado.backends.targets import find_target
+from cortado.compiler.graph import Node
+from cortado.compiler.kernels.winograd import Tiling, choose_winograd, lower_winograd
+from cortado.compiler.kernels.winograd_algebra import POINTS, filtering
+from cortado.compiler.program import KernelCall, Operand, contiguous_strides
+from cortado.compiler.target import Target
+from cortado.compiler.types import TensorType
+
+VECTORS = [t for t in TARGETS if t.vector_bits]
+RELU = ("activation", "relu", ())
+
+
+def conv_case(
+    shape: tuple[int, ...],
+    outputs: int,
+    before: tuple[int, int],
+    after: tuple[int, int],
+    epilogue: tuple[Any, ...],
+    seed: int = 0,
+) -> tuple[Node, list[np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    arrays = [rng.standard_normal(shape, np.float32), rng.standard_normal((outputs, 3, 3, shape[3]), np.float32)]
+    out = (shape[0], shape[1] + before[0] + after[0] - 2, shape[2] + before[1] + after[1] - 2, outputs)
+    fixed = [1]
+    for entry in epilogue:
+        if entry[0] == "bias":
+            fixed.append(len(arrays))
+            arrays.append(rng.standard_normal(outputs, np.float32))
+        elif entry[0] == "residual":
+            arrays.append(rng.standard_normal(out, np.float32))
+    attrs = {
+        "strides": (1, 1), "dilations": (1, 1), "pads_begin": before, "pads_end": after, "group": 1, "epilogue": epilogue,
+    }  # fmt: skip
+    return node_of("conv", arrays, attrs, fixed), arrays
+
+
+def forced(m: int) -> Any:
+    """A lowering that takes tiles of m x m whether they pay or not."""
+
+    def lower(node: Node, ins: Any, outs: Any, target: Target) -> list[KernelCall]:
+        (images, height, width, _), (_, out_height, out_width, _) = ins[0].shape, outs[0].shape
+        tiling = Tiling(filtering(m), images, height, width, out_height, out_width, node.attrs["pads_begin"])
+        return lower_winograd(node, ins, outs, tiling, target)
+
+    return lower
+
+
+@pytest.mark.parametrize("m", POINTS)
+def test_one_dimension_is_a_correlation(m: int) -> None:
+    f, rng = filtering(m), np.random.default_rng(1)
+    d, g = rng.standard_normal(f.size), rng.standard_normal(3)
+    got = f.output @ ((f.filter @ g) * (f.input @ d))
+    np.testing.assert_allclose(got, np.correlate(d, g, "valid"), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("m", POINTS)
+@pytest.mark.parametrize("before, after", [((1, 1), (1, 1)), ((0, 0), (0, 0)), ((2, 1), (0, 2))])
+@pytest.mark.parametrize("size", [(3, 5), (8, 11)])
+def test_every_border_and_size(m: int, before: tuple[int, int], after: tuple[int, int], size: tuple[int, int]) -> None:
+    node, arrays = conv_case((1, *size, 8), 4, before, after, (("bias",), RELU), sum(size))
+    check(forced(m), node, arrays, made_target(128), rtol=1e-4, atol=1e-4, pad=3)
+
+
+@pytest.mark.parametrize("target", VECTORS, ids=lambda t: t.name)
+@pytest.mark.parametrize("epilogue", [(), (("bias",),), (("residual",), RELU), (("bias",), ("residual",), RELU)])
+def test_every_epilogue_on_every_vector_length(target: Target, epilogue: tuple[Any, ...]) -> None:
+    node, arrays = conv_case((2, 6, 7, 16), 16, (1, 1), (1, 1), epilogue)
+    check(forced(4), node, arrays, target, rtol=1e-4, atol=1e-4, pieces=3)
+
+
+def test_the_residual_may_be_overwritten() -> None:
+    node, arrays = conv_case((1, 9, 9, 8), 8, (1, 1), (1, 1), (("bias",), ("residual",), RELU))
+    check(forced(4), node, arrays, made_target(128), rtol=1e-4, atol=1e-4, in_place=3)
+
+
+@pytest.mark.parametrize("name", ["x86-64", "x86-64-v3"])
+@pytest.mark.parametrize("m, shape, outputs", [(4, (1, 28, 28, 128), 128), (2, (1, 7, 7, 64), 64), (4, (2, 13, 17, 48), 96)])
+def test_compiled(name: str, m: int, shape: tuple[int, ...], outputs: int) -> None:
+    node, arrays = conv_case(shape, outputs, (1, 1), (1, 1), (("bias",), RELU))
+    scale = 3.0 * np.sqrt(shape[3])
+    check(forced(m), node, arrays, find_target(name), rtol=2e-5, atol=1e-5 * scale, how="native")
+
+
+def chosen(shape: tuple[int, ...], outputs: int, target: str = "x86-64-v3", **attrs: Any) -> int:
+    node, _ = conv_case(shape, outputs, (1, 1), (1, 1), (("bias",), RELU))
+    if attrs:
+        node = Node(node.op, node.inputs, {**node.attrs, **attrs}, node.types, node.name)
+    out = TensorType((shape[0], shape[1], shape[2], outputs))
+    operands = [Operand(t, contiguous_strides(t.shape)) for t in (TensorType(shape), TensorType((outputs, 3, 3, shape[3])), out)]
+    tiling = choose_winograd(node, operands[:2], operands[2:], find_target(target))
+    return 0 if tiling is None else tiling.f.m
+
+
+def test_it_is_chosen_where_multiplications_dominate_and_defined_only_there() -> None:
+    assert chosen((1, 56, 56, 64), 64) == 4
+    assert chosen((1, 28, 28, 128), 128) == 4
+    assert chosen((1, 56, 56, 64), 64, strides=(2, 2)) == 0
+    assert chosen((1, 56, 56, 64), 64, dilations=(2, 2)) == 0
+    assert chosen((1, 56, 56, 60), 64) == 0, "channels fill vectors"
+    assert chosen((1, 56, 56, 64), 64, target="cortex-m4") == 0
