@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -133,7 +134,7 @@ class Graph:
         if not changed:
             return self
         outputs = tuple((name, new.get(value, value)) for name, value in self.outputs)
-        return replace(self, outputs=outputs)
+        return dataclasses.replace(self, outputs=outputs)
 
 
 def constant(
