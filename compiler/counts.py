@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from cortado.compiler.graph import Node, Value
 from cortado.compiler.ops import OPS
@@ -17,7 +17,8 @@ from cortado.compiler.ops.elementwise import ELEMENTWISE
 from cortado.errors import UnsupportedError
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """Of axis `axis` the first `count` (a value, int32[1]) are real."""
 
     axis: int
