@@ -23,6 +23,7 @@ MNEMONICS = {
         "fma": r"vfn?madd\d+[ps]s", "sqrt": r"v?sqrt[ps][sd]",
         "round_even": r"v?(round|rndscale)[ps][sd]\s+\$(8|12|4|0)", "floor": r"v?(round|rndscale)[ps][sd]\s+\$(9|1),",
         "ceil": r"v?(round|rndscale)[ps][sd]\s+\$(10|2),", "f16_to_f32": "vcvt(ph2ps|sh2ss)", "f32_to_f16": "vcvt(ps2ph|ss2sh)",
+        "dot2": r"v?p(maddwd|dpwssd)", "dot4": "vpdpbusd",
     },
     "aarch64": {
         "fma": r"fml?add?|fmla", "abs": "fabs", "sqrt": "fsqrt", "round_even": "frintn", "floor": "frintm", "ceil": "frintp",
@@ -50,7 +51,7 @@ def test_every_row_becomes_its_instruction_and_no_call(name: str) -> None:
     for row in target.rows:
         text = assembly(emit_module([applied(target, row.name, row.types)], target, "t"), target)
         code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("."))
-        assert re.search(rf"^\s+{MNEMONICS[target.family][row.name]}", code, re.MULTILINE), (
+        assert re.search(rf"^\s+({{vex}}\s+)?({MNEMONICS[target.family][row.name]})", code, re.MULTILINE), (
             f"{name}: {row.name}{row.types}\n{text}"
         )
         assert not re.search(r"^\s+(callq?|bl|blx)\s", code, re.MULTILINE), f"{name}: {row.name}{row.types}\n{text}"
@@ -64,6 +65,7 @@ def test_every_virtual_instruction_has_a_form_without_calls(name: str) -> None:
     kind = F32.with_lanes(target.lanes("f32"))
     types = {"fma": (kind,) * 3, "leading_zeros": (I32,), "mul_high": (I32, I32)}
     types |= dict.fromkeys(("f16_to_f32", "bf16_to_f32"), (Type("i16", kind.lanes),))
+    types |= dict.fromkeys(("dot2", "dot4"), (I32.with_lanes(kind.lanes),) * 3)
     kernels = [applied(target, virtual, types.get(virtual, (kind,))) for virtual in VIRTUALS]
     compile_modules([("m", emit_module(kernels, target, "t"))], target)
 
