@@ -1,0 +1,28 @@
+"""How a graph is to be quantized: what a user may fix, and what is left to the error at the outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cortado.compiler.quantize.ranges import METHODS
+from cortado.errors import OptionError
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """None leaves a choice to the error at the network's outputs over `evaluate` calibration samples.
+
+    method: how activations' ranges are found, a name in ranges.METHODS. correct_bias: move biases by the mean error that rounding the
+    weights makes. equalize: scale channels so that neighbouring layers share what is hard to represent.
+    """
+
+    method: str | None = None
+    correct_bias: bool | None = None
+    equalize: bool | None = None
+    evaluate: int = 8
+
+    def __post_init__(self) -> None:
+        if self.method is not None and self.method not in METHODS:
+            raise OptionError(f"calibration method {self.method!r} is not one of {', '.join(METHODS)}")
+        if self.evaluate < 1:
+            raise OptionError(f"evaluate={self.evaluate}: at least one sample is needed")

@@ -1,0 +1,188 @@
+"""Which nodes of a float graph become int8, and which of their values share scale and zero point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cortado.compiler.graph import Graph, Node, Value
+from cortado.compiler.ops.elementwise import UNARY
+
+LAYERS = ("conv", "fc")
+CLAMPS = ("relu", "clip")
+MOVES = ("max_pool", "reshape", "transpose", "concat", "slice", "pad", "tile", "resize_nearest", "gather", "broadcast_to")
+SUMS = ("average_pool", "reduce_mean")
+PAIRS = ("add", "mul")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Values that share scale and zero point.
+
+    name: of the first. members: all of them. shown: those that something else than a move within the group reads, whose values
+    therefore matter; they are observed.
+    """
+
+    name: str
+    members: tuple[Value, ...]
+    shown: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """quantized: the nodes that compute in int8. tensors: in order of their first values. of: value -> its tensor's index."""
+
+    graph: Graph
+    quantized: frozenset[Node]
+    tensors: tuple[Tensor, ...]
+    of: dict[Value, int]
+
+    @property
+    def observed(self) -> tuple[Value, ...]:
+        return tuple(value for tensor in self.tensors for value in tensor.shown)
+
+
+def is_layer(node: Node) -> bool:
+    """A convolution or fully connected layer in float32 whose weights and bias are constants, with at most a clamp as activation."""
+    if node.op not in LAYERS or node.types[0].dtype != "float32" or node.inputs[1].constant is None:
+        return False
+    kinds = [entry[0] for entry in node.attrs["epilogue"]]
+    if "bias" in kinds and node.inputs[2].constant is None:
+        return False
+    return "activation" not in kinds or node.attrs["epilogue"][-1][1] in CLAMPS
+
+
+def table_input(node: Node) -> Value | None:
+    """The one float32 tensor of which the node's result is an elementwise function; None for other nodes."""
+    if node.op in UNARY and len(node.inputs) == 1:
+        x = node.inputs[0]
+    elif node.op == "pointwise":
+        free = [value for value in node.inputs if value.constant is None]
+        if len(free) != 1 or any(v.constant is not None and v.constant.size != 1 for v in node.inputs):
+            return None
+        x = free[0]
+    else:
+        return None
+    fits = x.type.dtype == "float32" and node.types[0] == x.type and x.constant is None
+    return x if fits else None
+
+
+def _can_compute(node: Node) -> bool:
+    """Apart from layers: is there an int8 operator that computes this?"""
+    if any(kind.dtype != "float32" for kind in node.types) or any(v.constant is not None for v in node.inputs):
+        return node.op == "pointwise" and table_input(node) is not None
+    if node.op in PAIRS:
+        return True
+    if node.op in SUMS:
+        return node.op == "reduce_mean" or 3 <= len(node.inputs[0].shape) <= 5
+    return table_input(node) is not None
+
+
+def _can_move(node: Node) -> bool:
+    if node.op not in MOVES or node.types[0].dtype != "float32" or node.inputs[0].type.dtype != "float32":
+        return False
+    return not (node.op == "pad" and node.attrs["mode"] == "constant" and node.attrs["value"] != 0)
+
+
+def _moved(node: Node) -> Sequence[Value]:
+    """The inputs whose elements a move passes on."""
+    return node.inputs if node.op == "concat" else node.inputs[:1]
+
+
+def make_plan(graph: Graph) -> Plan:
+    """Layers become int8, and what lies between them; what only leads to outputs stays float, and so does arithmetic before the first."""
+    nodes = graph.nodes()
+    leads = _leads_to_layers(graph, nodes)
+    quantized: set[Node] = set()
+    for node in nodes:
+        between = node in leads and (
+            _can_move(node) or (_can_compute(node) and all(v.node in quantized for v in activations(node)))
+        )
+        if is_layer(node) or between:
+            quantized.add(node)
+    uses = graph.uses()
+    for node in reversed(nodes):  # a move is worth it only if int8 computation reads the result
+        if node in quantized and node.op in MOVES and not any(r in quantized for r, _ in uses.get(node.out(), ())):
+            quantized.remove(node)
+    return _with_tensors(graph, nodes, frozenset(quantized))
+
+
+def _leads_to_layers(graph: Graph, nodes: Sequence[Node]) -> set[Node]:
+    """Nodes from which a layer can be reached through what int8 can do."""
+    uses = graph.uses()
+    found: set[Node] = set()
+    for node in reversed(nodes):
+        for i in range(len(node.types)):
+            for reader, position in uses.get(node.out(i), ()):
+                data = position == 0 or reader.op in ("concat", *PAIRS) or (is_layer(reader) and position >= 2)
+                if data and (is_layer(reader) or (reader in found and (_can_move(reader) or _can_compute(reader)))):
+                    found.add(node)
+    return found
+
+
+def _with_tensors(graph: Graph, nodes: Sequence[Node], quantized: frozenset[Node]) -> Plan:
+    parent: dict[Value, Value] = {}
+
+    def root(value: Value) -> Value:
+        while parent.setdefault(value, value) != value:
+            parent[value] = parent[parent[value]]
+            value = parent[value]
+        return value
+
+    order: dict[Value, None] = {}
+    for node in (n for n in nodes if n in quantized):
+        moved = _moved(node) if node.op in MOVES else ()
+        for value in (*activations(node), node.out()):
+            order.setdefault(value)
+            root(value)
+        for value in moved:
+            parent[root(value)] = root(node.out())
+    groups: dict[Value, list[Value]] = {}
+    for value in order:
+        groups.setdefault(root(value), []).append(value)
+    uses = graph.uses()
+    outputs = graph.output_values()
+    tensors = []
+    of: dict[Value, int] = {}
+    for members in groups.values():
+        inner = set(members)
+        shown = [
+            value
+            for value in members
+            if value in outputs
+            or any(not (r in quantized and r.op in MOVES and r.out() in inner) for r, _ in uses.get(value, ()))
+        ]
+        of.update((value, len(tensors)) for value in members)
+        tensors.append(Tensor(repr(members[0]), tuple(members), tuple(shown)))
+    return Plan(graph, quantized, tuple(tensors), of)
+
+
+def activations(node: Node) -> tuple[Value, ...]:
+    """The inputs of a node that int8 makes int8: all but weights, bias and indices."""
+    if node.op in LAYERS:
+        residual = ("residual",) in node.attrs["epilogue"]
+        at = 2 + (("bias",) in node.attrs["epilogue"])
+        return (node.inputs[0], *(node.inputs[at : at + 1] if residual else ()))
+    if node.op == "pointwise":
+        return tuple(value for value in node.inputs if value.constant is None)
+    return node.inputs if node.op in ("concat", *PAIRS) else node.inputs[:1]
+
+
+def bias_of(node: Node) -> np.ndarray:
+    """float64[O] of a layer."""
+    has = ("bias",) in node.attrs["epilogue"]
+    array = node.inputs[2].constant if has else None
+    return np.zeros(node.types[0].shape[-1]) if array is None else array.astype(np.float64)
+
+
+def clamp_of(node: Node) -> tuple[float, float]:
+    """What a layer's activation limits its results to."""
+    epilogue = node.attrs["epilogue"]
+    if not epilogue or epilogue[-1][0] != "activation":
+        return -np.inf, np.inf
+    if epilogue[-1][1] == "relu":
+        return 0.0, np.inf
+    limits = dict(epilogue[-1][2])
+    return limits["lo"], limits["hi"]

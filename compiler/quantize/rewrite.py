@@ -1,0 +1,126 @@
+"""The float graph with a plan and ranges becomes an int8 graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from cortado.compiler.graph import Graph, Node, Value, constant, graph_input
+from cortado.compiler.ops import make
+from cortado.compiler.ops.quantized import make_table
+from cortado.compiler.quantize.plan import LAYERS, MOVES, Plan, activations, clamp_of, table_input
+from cortado.compiler.quantize.ranges import GREATEST, LEAST
+from cortado.compiler.quantize.weights import quantized_layer
+from cortado.compiler.reference import evaluate
+from cortado.compiler.rewrite import with_unique_names
+from cortado.compiler.types import Quant, TensorType
+
+DTYPE = "int8"
+NAMES: Mapping[str, str] = {
+    "conv": "q_conv", "fc": "q_fc", "add": "q_add", "mul": "q_mul", "average_pool": "q_average_pool", "reduce_mean": "q_mean",
+}  # fmt: skip
+
+
+def to_int8(plan: Plan, quants: tuple[Quant, ...], moved: Mapping[Node, np.ndarray]) -> Graph:
+    """The plan's graph in int8, its boundary unchanged.
+
+    quants: by tensor of the plan. moved: what is added to the biases of layers.
+    """
+    rewrite = _Rewrite(plan, quants, moved)
+    for node in plan.graph.nodes():
+        rewrite.node(node)
+    outputs = tuple((name, rewrite.real(value)) for name, value in plan.graph.outputs)
+    return with_unique_names(replace(plan.graph, outputs=outputs))
+
+
+@dataclass
+class _Rewrite:
+    """floats, integers: what stands for each value of the float graph in either form; the other form is made when it is needed."""
+
+    plan: Plan
+    quants: tuple[Quant, ...]
+    moved: Mapping[Node, np.ndarray]
+    floats: dict[Value, Value] = field(default_factory=dict)
+    integers: dict[Value, Value] = field(default_factory=dict)
+
+    def quant(self, value: Value) -> Quant:
+        return self.quants[self.plan.of[value]]
+
+    def real(self, value: Value) -> Value:
+        if value not in self.floats:
+            node = value.node
+            name = f"{node.name}/dequantized"
+            self.floats[value] = make("dequantize", (self.integers[value],), {}, name, node.origin).out()
+        return self.floats[value]
+
+    def integer(self, value: Value) -> Value:
+        if value not in self.integers:
+            node = value.node
+            attrs = {"quant": self.quant(value), "dtype": DTYPE}
+            self.integers[value] = make("quantize", (self.real(value),), attrs, f"{node.name}/quantized", node.origin).out()
+        return self.integers[value]
+
+    def node(self, node: Node) -> None:
+        if node in self.plan.quantized:
+            self.integers[node.out()] = self._quantized(node).out()
+            return
+        inputs = tuple(self.real(value) for value in node.inputs)
+        fresh = node if inputs == node.inputs else Node(node.op, inputs, node.attrs, node.types, node.name, node.origin)
+        for i in range(len(node.types)):
+            self.floats[node.out(i)] = fresh.out(i)
+
+    def _quantized(self, node: Node) -> Node:
+        inputs = [self.integer(value) for value in activations(node)]
+        if node.op in LAYERS:
+            return self._layer(node, inputs)
+        if node.op in MOVES:
+            return make(node.op, (*inputs, *node.inputs[len(inputs) :]), self._moved_attrs(node), node.name, node.origin)
+        if table_input(node) is not None:
+            return self._table(node, inputs[0])
+        return make(NAMES[node.op], inputs, {**node.attrs, **self._result(node)}, node.name, node.origin)
+
+    def _moved_attrs(self, node: Node) -> dict[str, Any]:
+        attrs = dict(node.attrs)
+        if node.op == "pad":
+            attrs["value"] = self.quant(node.out()).zero_points[0]  # what zero is here
+        return attrs
+
+    def _result(self, node: Node, low: float = -np.inf, high: float = np.inf) -> dict[str, Any]:
+        """Attributes of a result, clamped to real low and high."""
+        quant = self.quant(node.out())
+        scale, zero = quant.scales[0], quant.zero_points[0]
+        least = LEAST if low == -np.inf else int(np.clip(np.rint(low / scale) + zero, LEAST, GREATEST))
+        most = GREATEST if high == np.inf else int(np.clip(np.rint(high / scale) + zero, least, GREATEST))
+        return {"quant": quant, "dtype": DTYPE, "rounding": "even", "lo": least, "hi": most}
+
+    def _layer(self, node: Node, inputs: list[Value]) -> Node:
+        x_scale, y_scale = self.quant(node.inputs[0]).scales[0], self.quant(node.out()).scales[0]
+        weights, bias = quantized_layer(node, x_scale, y_scale, self.moved.get(node)).constants(node)
+        attrs = {key: value for key, value in node.attrs.items() if key != "epilogue"}
+        operands = (inputs[0], weights, bias, *inputs[1:])
+        return make(NAMES[node.op], operands, {**attrs, **self._result(node, *clamp_of(node))}, node.name, node.origin)
+
+    def _table(self, node: Node, x: Value) -> Node:
+        """The function is evaluated by the operator's reference, one value at a time as far as it can see."""
+
+        def function(values: np.ndarray) -> np.ndarray:
+            return elementwise(node, values)
+
+        quant = self.quant(node.out())
+        attrs = {"table": make_table(function, x.type, quant, DTYPE), "quant": quant, "dtype": DTYPE}
+        return make("q_table", (x,), attrs, node.name, node.origin)
+
+
+def elementwise(node: Node, values: np.ndarray) -> np.ndarray:
+    """A node that table_input accepts, applied to float32[n].
+
+    In float64, so that the last bits of a machine's functions do not reach the table.
+    """
+    x = graph_input("x", TensorType(values.shape, "float64")).out()
+    inputs = [x if v.constant is None else constant(v.constant.reshape(1).astype(np.float64), v.node.name) for v in node.inputs]
+    small = make(node.op, inputs, node.attrs, node.name)
+    wide = values.astype(np.float64)
+    return evaluate(small, [wide if v.constant is None else v.constant for v in inputs])[0]
