@@ -13,7 +13,7 @@ from cortado.build import chunks
 from cortado.compiler.lang import Kernel
 from cortado.compiler.program import ALIGNMENT, Program
 from cortado.compiler.target import Target
-from cortado.compiler.types import NUMPY_DTYPE
+from cortado.compiler.types import NUMPY_DTYPE, cut_rows
 from cortado.runtime.memory import LoadedCode
 
 PREFIX = "batch"
@@ -33,7 +33,7 @@ class Compiled:
         self._code = LoadedCode([item.data for item in compile_modules(modules, target)]) if modules else None
 
     def run(self, program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs of one of the programs."""
+        """The outputs of one of the programs, cut to their real rows."""
         weights = _aligned(len(program.weights))
         weights[:] = np.frombuffer(program.weights, np.uint8)
         arena = _aligned(program.arena_bytes)
@@ -52,7 +52,7 @@ class Compiled:
             kinds = [ctypes.c_void_p] * len(step.args) + [ctypes.c_ssize_t] * 2
             function = ctypes.CFUNCTYPE(None, *kinds)(self._code.address(symbol(PREFIX, step.kernel)))
             function(*(starts[arg.buffer] + arg.offset for arg in step.args), 0, step.tasks)
-        return outputs
+        return cut_rows(outputs, {name: info.count for name, info in program.outputs if info.count})
 
 
 def _aligned(nbytes: int) -> np.ndarray:

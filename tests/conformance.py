@@ -69,16 +69,21 @@ def iter_cases(folder: Path, operator: str, everything: bool = False) -> Iterato
         yield _net_case(folder, number, own) if operator == "nets" else _operator_case(folder, operator, number, own)
 
 
-def exclusions(path: Path = EXCLUSIONS) -> dict[tuple[str, str], str]:
-    """(operator, number or "*") -> reason. One line each: operator, numbers or *, a colon, the reason."""
+def exclusions(path: Path = EXCLUSIONS, executor: str = "") -> dict[tuple[str, str], str]:
+    """(operator, number or "*") -> reason. One line each: operator, numbers or *, a colon, the reason.
+
+    Lines that begin with `executor/` are for that executor alone; without one those for all.
+    """
     found = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         line = line.partition("#")[0].strip()
         if line:
             names, _, reason = line.partition(":")
             operator, *numbers = names.split()
+            whose, _, operator = operator.rpartition("/")
             assert numbers and reason.strip(), f"{path.name}: {line!r} needs numbers (or *) and a reason"
-            found.update({(operator, number): reason.strip() for number in numbers})
+            if whose == executor:
+                found.update({(operator, number): reason.strip() for number in numbers})
     return found
 
 

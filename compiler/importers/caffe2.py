@@ -29,10 +29,12 @@ from cortado.compiler.importers import (
     caffe2_select,
     caffe2_sequence,
     caffe2_shape,
+    caffe2_sparse,
 )
 from cortado.compiler.importers.caffe2_args import Args
 from cortado.compiler.importers.caffe2_blobs import Blob, Renamed, Step, rename
 from cortado.compiler.importers.caffe2_call import MAX_FILL, MAX_FILLS, Call, OpSpec, Scope, evaluated
+from cortado.compiler.importers.caffe2_unsupported import REASONS
 from cortado.compiler.importers.layouts import boundary_layouts
 from cortado.compiler.ops.checks import bounded
 from cortado.compiler.types import TensorType
@@ -58,6 +60,7 @@ OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
         **caffe2_score.OPERATORS,
         **caffe2_select.OPERATORS,
         **caffe2_sequence.OPERATORS,
+        **caffe2_sparse.OPERATORS,
     }
 )
 
@@ -191,7 +194,7 @@ def _unknown_operators(plan: Plan) -> list[str]:
     hints: dict[str, str] = {}
     for kind in sorted({step.operator.type for step in unknown}):
         close = get_close_matches(kind, OPERATORS, 1, 0.85) if len(hints) < 20 else []
-        hints[kind] = f"; did the file mean {close[0]}?" if close else ""
+        hints[kind] = f": {REASONS[kind]}" if kind in REASONS else f"; did the file mean {close[0]}?" if close else ""
     return [
         f"{_label(step)}: there is no importer for operators of type '{step.operator.type}'{hints[step.operator.type]}"
         for step in unknown

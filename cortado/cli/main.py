@@ -17,6 +17,7 @@ from cortado.cli.compile import compile_command
 from cortado.cli.console import print_json
 from cortado.cli.demo import demo_command
 from cortado.cli.inspect import inspect_command
+from cortado.cli.ops import ops_command
 from cortado.cli.report import report_command
 from cortado.cli.run import run_command
 from cortado.cli.targets import targets_command
@@ -36,7 +37,7 @@ def cli() -> None:
     """
 
 
-for command in (compile_command, run_command, inspect_command, report_command, targets_command, demo_command):
+for command in (compile_command, run_command, inspect_command, report_command, targets_command, ops_command, demo_command):
     cli.add_command(command)
 
 
