@@ -128,13 +128,14 @@ def run_on_mps2(
     float_abi: str = "hard",
     core: str = "cortex-m4",
     files: Mapping[str, str] | None = None,
+    linker: str = "bfd",
 ) -> str:
     """What the C program prints on the core's board. c_source may include board.h (HEADER) and the `files` (name -> text).
 
     objects: object files or archives. float_abi: of the program: "hard", "softfp" or "soft". A program that does not link, exits with
-    another status than 0 or faults is an AssertionError with its output. Skips where gcc or QEMU is absent.
+    another status than 0 or faults is an AssertionError with its output. Skips where gcc or QEMU is absent. linker: "bfd" or "lld".
     """
-    need("arm-none-eabi-gcc", "qemu-system-arm")
+    need("arm-none-eabi-gcc", "qemu-system-arm", *(["ld.lld"] if linker == "lld" else []))
     board = BOARDS[core]
     flags = [*board.flags, "-mthumb", f"-mfloat-abi={float_abi if board.fpu else 'soft'}"]
     if board.fpu and float_abi != "soft":
@@ -148,6 +149,7 @@ def run_on_mps2(
         texts = {"board.h": HEADER, "start.c": _START, "main.c": c_source, "link.ld": script, **(files or {})}
         inputs = _write(folder, texts, objects)
         usual = ["-O2", "-std=gnu99", "-ffreestanding", "-nostdlib", "-fno-tree-loop-distribute-patterns", "-T", "link.ld"]
+        flags += _linker_flags(linker, folder)
         execute(["arm-none-eabi-gcc", *flags, *usual, "start.c", "main.c", *inputs, "-lgcc", "-o", "program"], folder)
         console = ["-nographic", "-monitor", "none", "-serial", "none", "-chardev", "stdio,id=console"]
         semihosting = ["-semihosting-config", "enable=on,target=native,chardev=console"]
@@ -162,13 +164,17 @@ def run_on_aarch64(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         inputs = _write(folder, {"main.c": c_source, **(files or {})}, objects)
-        flags = ["-O2", "-std=gnu99", "-static", f"-fuse-ld={linker}"]
-        if linker == "lld":  # gcc looks for it in its own folders only
-            (folder / "tools").mkdir()
-            (folder / "tools" / "ld.lld").symlink_to(str(shutil.which("ld.lld")))
-            flags.append("-Btools")
+        flags = ["-O2", "-std=gnu99", "-static", *_linker_flags(linker, folder)]
         execute(["aarch64-linux-gnu-gcc", *flags, "main.c", *inputs, "-lm", "-o", "program"], folder)
         return execute(["qemu-aarch64", "-cpu", cpu, "./program"], folder)
+
+
+def _linker_flags(linker: str, folder: Path) -> list[str]:
+    if linker == "bfd":
+        return []
+    (folder / "tools").mkdir()  # gcc looks for another linker in its own folders only
+    (folder / "tools" / "ld.lld").symlink_to(str(shutil.which("ld.lld")))
+    return ["-fuse-ld=lld", "-Btools"]
 
 
 def need(*tools: str) -> None:
