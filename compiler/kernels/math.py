@@ -9,6 +9,7 @@ The largest errors in the docstrings (fma / no fma) are those over all 2^32 argu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from math import inf, nan
 
 import numpy as np
@@ -21,6 +22,7 @@ LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860677e-06
 LOG2_E = 1.44269502
 ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest whole number in the low bits of the sum
 ROUND_BITS = int(np.float32(ROUND).view(np.int32))
+BIAS = 127  # of float32's exponent
 SQRT_HALF_BITS = int(np.float32(0.5**0.5).view(np.int32))
 # e^r = 1 + r + r^2 P(r), |r| <= 0.35; relative error 2^-28.1
 EXP = (0.49999994, 0.166665167, 0.041668281, 0.00836924836, 0.00138207444)
@@ -39,15 +41,19 @@ ERFC = (0.000188468388, -1.12958026, -0.633216619, -0.108421721, 0.0252100062, -
 
 
 def exp(k: KernelBuilder, x: Val, halvings: int = 0) -> Val:
-    """e^x / 2^halvings, as 2^n e^r with n whole and |r| <= ln 2 / 2."""
+    """e^x / 2^halvings, as 2^n e^r with n whole and |r| <= ln 2 / 2; 2^n in two factors, as it may be infinite or subnormal."""
     x = k.min(k.const(90.5, x.type), k.max(k.const(-104.5, x.type), x))
-    n, r, lost = _reduce(k, x)
-    t = fma(k, polynomial(k, r, EXP), r * r, lost)
-    near = r + 1.0
-    p = near + ((r - (near - 1.0)) + t)
-    n = n - halvings
-    half = n >> 1
-    return p * power_of_two(k, half) * power_of_two(k, n - half)
+    shifted, r = _reduce(k, x, 2 * BIAS - halvings)
+    p = fma(k, polynomial(k, r, EXP), r * r, r) + 1.0
+    exponents = bits_of(k, shifted)
+    half = exponents >> 1
+    return p * float_of(k, half << 23) * float_of(k, (exponents - half) << 23)
+
+
+def exp_nonpositive(k: KernelBuilder, x: Val) -> Val:
+    """e^x for x <= 0: made 2^24 times too large, so that no power of two in between is subnormal."""
+    shifted, r = _reduce(k, k.max(k.const(-104.5, x.type), x), BIAS + 24)
+    return (fma(k, polynomial(k, r, EXP), r * r, r) + 1.0) * _power(k, shifted) * 2.0**-24
 
 
 def expm1_nonpositive(k: KernelBuilder, x: Val) -> Val:
@@ -66,17 +72,17 @@ def log(k: KernelBuilder, x: Val) -> Val:
     result = fma(k, square, -0.5, small) + f
     result = fma(k, n, LN2_HIGH, result)
     result = k.select(x < inf, result, x)
-    result = k.select(x > 0.0, result, k.select(k.compare("eq", x, 0.0), k.const(-inf, x.type), k.const(nan, x.type)))
-    return k.select(k.compare("ne", x, x), x, result)
+    return k.select(x > 0.0, result, k.select(k.compare("eq", x, 0.0), k.const(-inf, x.type), k.const(nan, x.type)))
 
 
 def tanh(k: KernelBuilder, x: Val) -> Val:
-    """x + x^3 P(x^2) up to 0.55, then 1 - 2 (t + 1) / (t + 2) with t = e^(-2|x|) - 1."""
+    """x + x^3 P(x^2) up to 0.55, then 1 - 2 e / (1 + e) with e = e^(-2|x|)."""
     magnitude = k.virtual("abs", x)
     square = x * x
     near = fma(k, polynomial(k, square, TANH), square * magnitude, magnitude)
-    t = expm1_nonpositive(k, magnitude * -2.0)
-    far = 1.0 - (t + t + 2.0) / (t + 2.0)
+    shifted, r = _reduce(k, k.max(k.const(-20.0, x.type), magnitude * -2.0), BIAS)
+    e = (fma(k, polynomial(k, r, EXP), r * r, r) + 1.0) * _power(k, shifted)
+    far = 1.0 - (e + e) / (e + 1.0)
     return with_sign(k, k.select(magnitude < 0.55, near, far), x)
 
 
@@ -97,7 +103,10 @@ def cosh(k: KernelBuilder, x: Val) -> Val:
 
 def sigmoid(k: KernelBuilder, x: Val) -> Val:
     """1 / (1 + e^-x), as e^x / (1 + e^x) for negative x so that the tail stays exact; what 1 + e^x lost is put back."""
-    e = exp(k, with_sign(k, x, k.const(-1.0, x.type)))
+    negative = k.max(k.const(-104.5, x.type), float_of(k, bits_of(k, x) | -0x80000000))
+    shifted, r = _reduce(k, negative, BIAS + 24)
+    lost = _lost(k, negative, shifted, BIAS + 24, r)
+    e = ((r + fma(k, polynomial(k, r, EXP), r * r, lost)) + 1.0) * _power(k, shifted) * 2.0**-24
     divisor = e + 1.0
     quotient = k.select(x < 0.0, e, k.const(1.0, x.type)) / divisor
     return fma(k, quotient, (divisor - 1.0) - e, quotient)
@@ -108,15 +117,18 @@ def erf(k: KernelBuilder, x: Val) -> Val:
     magnitude = k.virtual("abs", x)
     near = fma(k, polynomial(k, x * x, ERF), x, x)
     t = k.min(k.const(3.95, x.type), magnitude)
-    far = with_sign(k, 1.0 - exp(k, polynomial(k, t, ERFC)), x)
+    far = with_sign(k, 1.0 - exp_nonpositive(k, polynomial(k, t, ERFC)), x)
     return k.select(magnitude < 1.0, near, far)
 
 
 def polynomial(k: KernelBuilder, x: Val, coefficients: Sequence[float]) -> Val:
-    """Horner's rule; lowest power first."""
-    value = k.const(single(coefficients[-1]), x.type)
-    for c in reversed(coefficients[:-1]):
-        value = fma(k, value, x, single(c))
+    """Lowest power first. Pairs c + d x, then Horner's rule in x^2: about half as long a chain as Horner's in x."""
+    pairs: list[Val] = []
+    for low, high in zip_longest(coefficients[::2], coefficients[1::2]):
+        pairs.append(k.const(single(low), x.type) if high is None else fma(k, x, high, low))
+    value = pairs[-1]
+    for pair in reversed(pairs[:-1]):
+        value = fma(k, value, x * x, pair)
     return value
 
 
@@ -131,22 +143,29 @@ def single(number: float) -> float:
     return float(np.float32(number))
 
 
-def _reduce(k: KernelBuilder, x: Val) -> tuple[Val, Val, Val]:
-    """n as an integer, r and what r lost in rounding: x = n ln 2 + r + lost."""
-    shifted = fma(k, x, LOG2_E, ROUND)
-    whole = shifted - ROUND
-    n = bits_of(k, shifted) - ROUND_BITS
-    nearly = fma(k, whole, -single(LN2_HIGH), x)
-    r = fma(k, whole, -single(LN2_LOW), nearly)
-    return n, r, fma(k, whole, -single(LN2_LOW), nearly - r)
+def _reduce(k: KernelBuilder, x: Val, extra: int) -> tuple[Val, Val]:
+    """x = n ln 2 + r: a float with n + extra in its low 9 bits, and r."""
+    shifted = fma(k, x, LOG2_E, ROUND + extra)
+    whole = shifted - (ROUND + extra)
+    return shifted, fma(k, whole, -single(LN2_LOW), fma(k, whole, -single(LN2_HIGH), x))
+
+
+def _lost(k: KernelBuilder, x: Val, shifted: Val, extra: int, r: Val) -> Val:
+    """What the r of `_reduce` lost in rounding."""
+    whole = shifted - (ROUND + extra)
+    return fma(k, whole, -single(LN2_LOW), fma(k, whole, -single(LN2_HIGH), x) - r)
+
+
+def _power(k: KernelBuilder, shifted: Val) -> Val:
+    """2^(the low 9 bits of `shifted` - BIAS): the shift leaves nothing of its other bits."""
+    return float_of(k, bits_of(k, shifted) << 23)
 
 
 def _expm1(k: KernelBuilder, x: Val) -> Val:
     """e^x - 1 for |x| <= 80: 2^n (e^r - 1) + (2^n - 1)."""
-    n, r, _ = _reduce(k, x)
-    q = fma(k, polynomial(k, r, EXPM1), r * r, r)
-    scale = power_of_two(k, n)
-    return fma(k, q, scale, scale - 1.0)
+    shifted, r = _reduce(k, x, BIAS)
+    scale = _power(k, shifted)
+    return fma(k, fma(k, polynomial(k, r, EXPM1), r * r, r), scale, scale - 1.0)
 
 
 def power_of_two(k: KernelBuilder, n: Val) -> Val:

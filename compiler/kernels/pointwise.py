@@ -64,8 +64,9 @@ def _lower(
                 known.append(emit_op(k, name, operands, dict(attrs), dtypes[args[0]] in UNSIGNED))
         return known[-1]
 
-    unroll = 2 if any(name in FLOAT32_ONLY for name, _, _ in expr) else 4
-    return map_elements(node.op, compute, ins, outs[0], target, unroll, dtypes)
+    # long computations fill the registers with their constants
+    unroll = target.vector_registers // 16 if any(name in FLOAT32_ONLY for name, _, _ in expr) else 4
+    return map_elements(node.op, compute, ins, outs[0], target, max(1, unroll), dtypes)
 
 
 def _result_dtype(name: str, args: Sequence[str], attrs: dict[str, Any]) -> str:

@@ -87,7 +87,7 @@ def _few_classes(k: KernelBuilder, places: tuple[Val, Val], size: int, lanes: in
         largest = classes[0]
         for value in classes[1:]:
             largest = k.max(largest, value)
-        powers = [math.exp(k, value - largest) for value in classes]
+        powers = [math.exp_nonpositive(k, value - largest) for value in classes]
         total = powers[0]
         for value in powers[1:]:
             total = total + value
@@ -118,7 +118,7 @@ def _across(
     tops = k.loop(0, size, 1, largest, [k.const(-inf, type_)] * len(pieces))
 
     def power(i: Val, *sums: Val) -> list[Val]:
-        powers = [math.exp(k, value - top) for value, top in zip(load(source, steps[0], i), tops, strict=True)]
+        powers = [math.exp_nonpositive(k, value - top) for value, top in zip(load(source, steps[0], i), tops, strict=True)]
         store(powers, i)
         return [total + p for total, p in zip(sums, powers, strict=True)]
 
@@ -157,7 +157,7 @@ def _along(k: KernelBuilder, places: tuple[Val, Val], steps: tuple[int, int], si
     top = combined(sweep(-inf, lambda value, piece: k.max(value, element(piece))), k.max)
 
     def power(value: Val, piece: Piece) -> Val:
-        p = math.exp(k, element(piece) - top)
+        p = math.exp_nonpositive(k, element(piece) - top)
         k.store_lanes(sink, p, piece[1], piece[0] * steps[1])
         return value + p
 
