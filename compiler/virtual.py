@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cortado.compiler import dots
 from cortado.compiler.evaluate import from_bf16, to_bf16
 from cortado.compiler.lang import Type
 
@@ -199,6 +200,10 @@ _LIST = (
     Virtual("ceil", _same, np.ceil, _ceil_fallback),
     Virtual("leading_zeros", _same, _leading_zeros_meaning, _leading_zeros_fallback),  # of i32; 32 of zero
     Virtual("mul_high", _same, _mul_high_meaning, _mul_high_fallback),  # upper half of the unsigned product of two i32
+    Virtual("dot2", _same, dots.dot2_meaning, dots.dot2_fallback),  # acc + sum of two products of int16
+    Virtual(
+        "dot4", _same, dots.dot4_meaning, dots.dot4_fallback
+    ),  # acc + sum of four products of a byte without and one with sign
     # 16-bit floats as bit patterns (i16), rounded to nearest even.
     Virtual("f16_to_f32", _single, lambda a: a.view(np.float16).astype(np.float32), _f16_to_f32_fallback),
     Virtual("f32_to_f16", _half, lambda a: a.astype(np.float16).view(np.int16), _f32_to_f16_fallback),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from cortado.backends.targets.dots import x86_dots
 from cortado.backends.targets.rows import float_rows, half_rows
 from cortado.backends.targets.systems import SYSTEMS
 from cortado.compiler.target import Memory, Target
@@ -57,6 +58,10 @@ def make(name: str, cpu: str, additions: Iterable[str], system: str, memories: t
         vector_bits=bits,
         vector_registers=32 if wide else 16,
         masked="avx2" in features,
-        rows=(*float_rows(rows, bits, ("f32", "f64")), *(half_rows("+f16c", bits) if "f16c" in features else ())),
+        rows=(
+            *float_rows(rows, bits, ("f32", "f64")),
+            *(half_rows("+f16c", bits) if "f16c" in features else ()),
+            *x86_dots(features, bits),
+        ),
         memories=memories or (Memory("l1", 32 << 10), Memory("l2", 512 << 10), Memory("l3", 8 << 20)),
     )

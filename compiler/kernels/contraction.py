@@ -12,6 +12,7 @@ from cortado.compiler.kernels.driver import Contraction, GroupAxis, contraction_
 from cortado.compiler.kernels.epilogue import Epilogue
 from cortado.compiler.kernels.geometry import Geometry
 from cortado.compiler.kernels.packing import WeightSource, pack_kernel, pack_panels, panel_sizes
+from cortado.compiler.kernels.tile import tile_kernel
 from cortado.compiler.kernels.tiling import choose_panels, choose_partition, core_of
 from cortado.compiler.lang import BYTES, SCALAR_OF
 from cortado.compiler.program import KernelCall, Operand, Ref
@@ -51,7 +52,7 @@ def lower_contraction(
     count = math.prod(axis.count for axis in groups)
     partition = choose_partition(core, geometry, panels, count, weights.filters is not None)
     layer = Contraction(scalar, geometry, groups, panels, partition, epilogue.kind)
-    kernel = contraction_driver(f"{family}_{scalar}", layer, core, target)
+    kernel = contraction_driver(f"{family}_{scalar}", layer, core, target, tile_kernel)
     calls, packed = _packed_weights(weights, layer, epilogue, target)
     residual = [] if epilogue.residual is None else [Ref("input", epilogue.residual)]
     return [*calls, KernelCall(kernel, (a, packed, *residual, Ref("output", 0)), partition.tasks)]
@@ -76,4 +77,6 @@ def known_weights(node: Node, epilogue: Epilogue, groups: int, source: WeightSou
     bias = None if epilogue.bias is None else node.inputs[epilogue.bias].constant
     if filters is None or (bias is None and epilogue.bias is not None):
         return Weights(source, None, None)
-    return Weights(source, filters.reshape(groups, filters.shape[0] // groups, -1), None if bias is None else bias.reshape(groups, -1))
+    return Weights(
+        source, filters.reshape(groups, filters.shape[0] // groups, -1), None if bias is None else bias.reshape(groups, -1)
+    )

@@ -11,7 +11,7 @@ from cortado.compiler.kernels.epilogue import EpilogueKind
 from cortado.compiler.kernels.geometry import Geometry, Segment, segments
 from cortado.compiler.kernels.packing import panel_sizes
 from cortado.compiler.kernels.rows import find_row, tiles_of_piece
-from cortado.compiler.kernels.tile import Part, TileSpec, tile_kernel
+from cortado.compiler.kernels.tile import Part, TileSpec
 from cortado.compiler.kernels.tiling import Core, Panels, Partition, choose_unroll, runs_of
 from cortado.compiler.lang import INDEX, Kernel
 from cortado.compiler.target import Target
@@ -49,9 +49,11 @@ class Contraction:
         return 1 + sum((axis.count - 1) * axis.weights for axis in self.groups)
 
 
-def contraction_driver(family: str, layer: Contraction, core: Core, target: Target) -> Kernel:
-    """A driver (a, packed weights, [residual], out, begin, end)."""
-    return _Driver(family, layer, core, target).record()
+def contraction_driver(
+    family: str, layer: Contraction, core: Core, target: Target, tile_kernel: Callable[[TileSpec, Target], Kernel]
+) -> Kernel:
+    """A driver (a, packed weights, [residual], out, begin, end). tile_kernel: records the tiles."""
+    return _Driver(family, layer, core, target, tile_kernel).record()
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,10 @@ class _At:
 
 
 class _Driver:
-    def __init__(self, family: str, layer: Contraction, core: Core, target: Target) -> None:
-        self.layer, self.core, self.target = layer, core, target
+    def __init__(
+        self, family: str, layer: Contraction, core: Core, target: Target, tile_kernel: Callable[[TileSpec, Target], Kernel]
+    ) -> None:
+        self.layer, self.core, self.target, self.tile_kernel = layer, core, target, tile_kernel
         self.k = KernelBuilder(family, target)
         self.a, self.w = self.k.param("a"), self.k.param("w")
         self.residual = self.k.param("residual") if layer.epilogue.residual else None
@@ -99,14 +103,20 @@ class _Driver:
     def moved(self, ptr: Val, index: Number) -> Val:
         return self.k.offset(ptr, index, self.layer.scalar)
 
+    def moved_out(self, ptr: Val, index: Number) -> Val:
+        """As moved, for output and residual."""
+        return self.k.offset(ptr, index, self.layer.epilogue.stored(self.layer.scalar))
+
     def families(self) -> list[_Family]:
         layer, panels, split = self.layer, self.layer.panels, self.layer.partition
         width, groups = layer.geometry.width, layer.weight_groups
-        sizes = panel_sizes(panels, layer.geometry.depth_of_sum, layer.epilogue.bias, groups)
+        sizes = panel_sizes(panels, layer.geometry.depth_of_sum, layer.epilogue.header, groups)
         found = []
         if panels.bodies:
             row = segments(width, panels.rows)
-            found.append(_Family(panels.bodies, split.body_chunk, panels.vectors, panels.lanes, 0, sizes.header, sizes.body, 0, row))
+            found.append(
+                _Family(panels.bodies, split.body_chunk, panels.vectors, panels.lanes, 0, sizes.header, sizes.body, 0, row)
+            )
         if panels.last:
             row, first = segments(width, panels.last_rows), panels.bodies * panels.vectors * panels.lanes
             start = groups * panels.bodies * sizes.body
@@ -143,8 +153,8 @@ class _Driver:
                 a, weights = a + here * axis.a, weights + here * axis.weights
                 out, residual = out + here * axis.out, residual + here * axis.residual
             w = self.moved(self.w, (weights * family.per_group + inside) * family.size + family.start)
-            beside = self.moved(self.residual, residual) if self.residual is not None else None
-            at = _At(family, self.moved(self.a, a), self.moved(w, family.header), w, beside, self.moved(self.out, out))
+            beside = self.moved_out(self.residual, residual) if self.residual is not None else None
+            at = _At(family, self.moved(self.a, a), self.moved(w, family.header), w, beside, self.moved_out(self.out, out))
             self.k_parts(at, first, stop)
 
         return body
@@ -181,9 +191,9 @@ class _Driver:
             "a_row": geometry.height.dilation * geometry.height.in_stride,
             "w_row": one,
         }
-        residual = None if at.residual is None else self.moved(at.residual, row.residual)
+        residual = None if at.residual is None else self.moved_out(at.residual, row.residual)
         a, w = self.moved(at.a, row.a), self.moved(at.w, row.first_tap * one)
-        here = _At(at.family, a, w, at.bias, residual, self.moved(at.out, row.out))
+        here = _At(at.family, a, w, at.bias, residual, self.moved_out(at.out, row.out))
         for number in range(len(at.family.row)):
             self.segment(here, number, row.piece, run, part, loops)
 
@@ -197,7 +207,7 @@ class _Driver:
             "a": self.moved(at.a, position),
             "w": self.moved(at.w, segment.first_tap * run * spec.vectors * self.layer.panels.lanes),
             "bias": at.bias,
-            "out": self.moved(at.out, start * width.out_stride),
+            "out": self.moved_out(at.out, start * width.out_stride),
             "count": count,
             "a_pixel": width.step * width.in_stride,
             "out_pixel": width.out_stride,
@@ -206,7 +216,10 @@ class _Driver:
             **loops,
         }
         if at.residual is not None:
-            values |= {"residual": self.moved(at.residual, start * width.residual_stride), "residual_pixel": width.residual_stride}
+            values |= {
+                "residual": self.moved_out(at.residual, start * width.residual_stride),
+                "residual_pixel": width.residual_stride,
+            }
         for i, (_, _, taps) in enumerate(segment.groups):
             values |= {f"run_{i}": taps * run, f"taps_{i}": taps}
         k.call(kernel, *(values[name] for name, _ in spec.parameters()))
@@ -224,5 +237,5 @@ class _Driver:
             unroll, exact, splits, core.by_lane, layer.epilogue, part,
         )  # fmt: skip
         if spec not in self.tiles:
-            self.tiles[spec] = tile_kernel(spec, self.target)
+            self.tiles[spec] = self.tile_kernel(spec, self.target)
         return self.tiles[spec], spec

@@ -38,6 +38,15 @@ class EpilogueKind:
     residual: bool = False
     activation: tuple[str, tuple[tuple[str, Any], ...]] | None = None
 
+    @property
+    def header(self) -> int:
+        """Rows of per-channel numbers before a panel's weights."""
+        return int(self.bias)
+
+    def stored(self, scalar: str) -> str:
+        """The scalar type of what is stored, and of residuals, where accumulators are of type `scalar`."""
+        return scalar
+
     def finish(self, k: KernelBuilder, accumulators: Sequence[Val], residuals: Sequence[Val]) -> list[Val]:
         """The values to store. residuals: one per accumulator where the epilogue has a residual, else empty."""
         values = [a + r for a, r in zip(accumulators, residuals, strict=True)] if self.residual else list(accumulators)

@@ -24,11 +24,11 @@ class PanelSizes:
     total: int
 
 
-def panel_sizes(panels: Panels, depth: int, bias: bool, groups: int) -> PanelSizes:
-    """depth: terms of a sum. bias: whether each panel starts with its channels' bias."""
+def panel_sizes(panels: Panels, depth: int, rows: int, groups: int) -> PanelSizes:
+    """depth: terms of a sum. rows: of per-channel numbers (a bias) that each panel starts with."""
     header, last_header = panels.vectors * panels.lanes, panels.last * panels.lanes
-    body, last = header * (depth + bias), last_header * (depth + bias)
-    return PanelSizes(header * bias, last_header * bias, body, last, groups * (panels.bodies * body + last))
+    body, last = header * (depth + rows), last_header * (depth + rows)
+    return PanelSizes(header * rows, last_header * rows, body, last, groups * (panels.bodies * body + last))
 
 
 def pack_panels(weights: np.ndarray, bias: np.ndarray | None, panels: Panels) -> np.ndarray:

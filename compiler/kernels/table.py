@@ -12,6 +12,7 @@ from cortado.compiler.kernels.move import lower_broadcast_to, lower_gather, lowe
 from cortado.compiler.kernels.normalize import lower_lrn
 from cortado.compiler.kernels.pointwise import lower_elementwise, lower_pointwise
 from cortado.compiler.kernels.pool import lower_average_pool, lower_max_pool
+from cortado.compiler.kernels.quantized_conv import lower_q_conv, lower_q_fc
 from cortado.compiler.kernels.reduce import lower_reduce
 from cortado.compiler.kernels.resize import lower_resize_bilinear, lower_resize_nearest
 from cortado.compiler.kernels.segment import lower_segment_reduce
@@ -42,6 +43,8 @@ LOWERINGS: Mapping[str, Lowering] = {
     "conv": lower_conv,
     "conv_transpose": lower_conv_transpose,
     "fc": lower_fc,
+    "q_conv": lower_q_conv,
+    "q_fc": lower_q_fc,
     "batch_matmul": lower_batch_matmul,
     "max_pool": lower_max_pool,
     "average_pool": lower_average_pool,

@@ -45,6 +45,7 @@ class TileSpec:
     unroll: steps of k per trip; exact: it divides every run. splits: independent partial sums per accumulator, which hide the latency
     of small tiles; it divides unroll.
     by_lane: A is loaded as a vector of k and multiplied lane by lane (cores with four lanes; unroll is a multiple of the lanes).
+    epilogue: what is done to the sums; it says of which type the output is.
     """
 
     scalar: str
@@ -60,6 +61,11 @@ class TileSpec:
     by_lane: bool
     epilogue: EpilogueKind
     part: Part
+
+    @property
+    def stored(self) -> str:
+        """Scalar type of output and residual."""
+        return self.epilogue.stored(self.scalar)
 
     @property
     def takes_bias(self) -> bool:
@@ -93,7 +99,7 @@ class TileSpec:
 
 def tile_kernel(spec: TileSpec, target: Target) -> Kernel:
     """Record the tile. Called with the values of `spec.parameters()`."""
-    return _Tile(spec, target).record()
+    return Tile(spec, target).record()
 
 
 def _family(spec: TileSpec) -> str:
@@ -101,13 +107,13 @@ def _family(spec: TileSpec) -> str:
     return f"tile_{spec.scalar}_{spec.rows}x{spec.vectors}{ends}"
 
 
-class _Tile:
+class Tile:
     """Recording of one tile. Accumulators are a flat list: [split][row][vector]."""
 
-    def __init__(self, spec: TileSpec, target: Target) -> None:
+    def __init__(self, spec: TileSpec, target: Target, family: str = "") -> None:
         self.spec = spec
         self.lanes = target.lanes(spec.scalar)
-        self.k = KernelBuilder(_family(spec), target, shared=True)
+        self.k = KernelBuilder(family or _family(spec), target, shared=True)
         self.element = Type(spec.scalar)
         self.vector = Type(spec.scalar, self.lanes)
         self.panel = spec.vectors * self.lanes
@@ -122,15 +128,15 @@ class _Tile:
     def one(self, number: Val) -> None:
         k, p, spec = self.k, self.p, self.spec
         first = number * spec.rows
-        out = k.offset(p["out"], first * p["out_pixel"], spec.scalar)
-        outs = self.pixels(out, p["out_pixel"])
+        out = k.offset(p["out"], first * p["out_pixel"], spec.stored)
+        outs = self.pixels(out, p["out_pixel"], spec.stored)
         accumulators = self.start(outs)
         a = k.offset(p["a"], first * p["a_pixel"], spec.scalar)
         accumulators = self.planes(a, p["w"], accumulators)
         self.finish(self.combine(accumulators), outs, first)
 
-    def pixels(self, base: Val, distance: Val) -> list[Val]:
-        return [self.k.offset(base, distance * r, self.spec.scalar) for r in range(self.spec.rows)]
+    def pixels(self, base: Val, distance: Val, scalar: str) -> list[Val]:
+        return [self.k.offset(base, distance * r, scalar) for r in range(self.spec.rows)]
 
     def start(self, outs: Sequence[Val]) -> list[Val]:
         k, spec = self.k, self.spec
@@ -164,7 +170,7 @@ class _Tile:
         residuals: list[Val] = []
         if spec.takes_residual:
             base = k.offset(self.p["residual"], first * self.p["residual_pixel"], spec.scalar)
-            at = self.pixels(base, self.p["residual_pixel"])
+            at = self.pixels(base, self.p["residual_pixel"], spec.scalar)
             residuals = [self.load_out(pixel, v) for pixel in at for v in range(spec.vectors)]
         kind = EpilogueKind(kind.bias, spec.takes_residual, kind.activation if spec.part.last else None)
         values = kind.finish(k, accumulators, residuals)
@@ -222,7 +228,7 @@ class _Tile:
     def run(self, a: Val, w: Val, run: Val, seen: tuple[int, int], accumulators: list[Val]) -> list[Val]:
         """k over [0, run) for the pixels in `seen`; only their accumulators are carried."""
         spec, k = self.spec, self.k
-        rows = self.pixels(a, self.p["a_pixel"])
+        rows = self.pixels(a, self.p["a_pixel"], spec.scalar)
         size = spec.rows * spec.vectors
         live = [s * size + r * spec.vectors + v for s in range(spec.splits) for r in range(*seen) for v in range(spec.vectors)]
 
@@ -245,6 +251,13 @@ class _Tile:
             result[i] = value
         return result
 
+    def load_element(self, row: Val, step: int) -> Val:
+        return self.k.load(row, self.element, step)
+
+    def spread_element(self, row: Val, step: int) -> Val:
+        """An element of A in every lane."""
+        return self.k.broadcast(self.load_element(row, step), self.lanes)
+
     def multiply_add(self, values: dict[int, Val], step: int, r: int, v: int, a: Val, w: Val) -> None:
         spec = self.spec
         i = ((step % spec.splits) * spec.rows + r) * spec.vectors + v
@@ -258,7 +271,7 @@ class _Tile:
         k, vectors = self.k, self.spec.vectors
 
         def element(r: int, step: int) -> Val:
-            return k.broadcast(k.load(rows[r], self.element, step), self.lanes)
+            return self.spread_element(rows[r], step)
 
         for step in range(steps):
             if len(rows) >= vectors:

@@ -1,0 +1,166 @@
+"""Inputs of quantized sums brought into the form that dot instructions read: int16 without zero point, or bytes in whole words.
+
+A copy is made where the tensor is not in that form already: dot2 wants int16, dot4 whole words of four channels and, where a layer
+pads, an image with the padding around it, whose cells hold the zero point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from cortado.compiler.builder import KernelBuilder, Val
+from cortado.compiler.kernels.loops import Piece, drivers, leading_axes, nest, position, task_loop, vector_row
+from cortado.compiler.kernels.quantized_tile import Dot
+from cortado.compiler.lang import Kernel, Type
+from cortado.compiler.program import KernelCall, Operand, Ref, contiguous_strides
+from cortado.compiler.target import Target
+from cortado.compiler.types import TensorType
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The input as the tiles read it. words: its operand, counted in 32-bit words, channels of groups one after another.
+
+    calls: what makes it. channels: words of one group. flip: whether the tiles must flip the bytes' signs. pads: still to do.
+    """
+
+    calls: list[KernelCall]
+    ref: Ref
+    words: Operand
+    channels: int
+    flip: bool
+    padded: bool
+
+
+def stage(x: Operand, zero: int, groups: int, dot: Dot, begin: Sequence[int], end: Sequence[int], target: Target) -> Staged:
+    """x[..., groups * C], int8 or uint8. begin, end: cells of padding around the axes before the last one (none at the first ones)."""
+    signed, inside, unit = x.type.dtype == "int8", x.shape[-1] // groups, dot.neighbours
+    words = -(-inside // unit)
+    pads = any(b > 0 or e > 0 for b, e in zip(begin, end, strict=True))
+    direct = dot.name == "dot4" and inside == words * unit and not pads
+    if direct and all(s % unit == 0 for d, s in zip(x.shape[:-1], x.strides, strict=False) if d > 1):
+        shape = (*x.shape[:-1], groups * words)
+        operand = Operand(TensorType(shape, "int32"), (*(s // unit for s in x.strides[:-1]), 1))
+        return Staged([], Ref("input", 0), operand, words, signed, False)
+    padding = dot.name == "dot4" and pads
+    around = [(max(b, 0), max(e, 0)) if padding else (0, 0) for b, e in zip(begin, end, strict=True)]
+    outer = [n + b + e for n, (b, e) in zip(x.shape[:-1], around, strict=True)]
+    shape = (*outer, groups * words)
+    scratch = Ref("scratch", nbytes=prod(shape) * 4)
+    kernel, tasks = _Stager(x, zero, signed, groups, inside, words * unit, dot, around, outer, target).record()
+    operand = Operand(TensorType(shape, "int32"), contiguous_strides(shape))
+    return Staged([KernelCall(kernel, (Ref("input", 0), scratch), tasks)], scratch, operand, words, False, padding)
+
+
+class _Stager:
+    """A driver (x, staged, begin, end)."""
+
+    def __init__(
+        self, x: Operand, zero: int, signed: bool, groups: int, inside: int, room: int, dot: Dot,
+        around: Sequence[tuple[int, int]], outer: Sequence[int], target: Target,
+    ) -> None:  # fmt: skip
+        self.x, self.zero, self.signed, self.groups, self.inside, self.room = x, zero, signed, groups, inside, room
+        self.around, self.outer = around, outer
+        self.wide = dot.name == "dot2"
+        self.scalar = "i16" if self.wide else "i8"
+        self.k = KernelBuilder(f"stage_{dot.name}", target)
+        self.source, self.staged = self.k.param("x"), self.k.param("staged")
+        self.blank = 0 if self.wide else zero ^ (0x80 if signed else 0)
+
+    def record(self) -> tuple[Kernel, int]:
+        """One task stages some rows: positions of all axes but the last one before the channels."""
+        k = self.k
+        begin, end = drivers(k)
+        dims = [*self.outer[:-1]]
+        lead = leading_axes(dims)
+        task_loop(k, begin, end, dims[:lead], lambda head: nest(k, dims[lead:], lambda tail: self.row([*head, *tail])))
+        return k.finish(), prod(dims[:lead])
+
+    def row(self, at: list[Val]) -> None:
+        """A row of the staged image, which may lie in the padding."""
+        k = self.k
+        pitch = self.groups * self.room
+        width = self.outer[-1] if self.outer else 1
+        go = k.offset(self.staged, position(k, at, [s * pitch for s in contiguous_strides(tuple(self.outer))[:-1]]), self.scalar)
+        cells = [i - b for i, (b, _) in zip(at, self.around, strict=False)]
+        come = k.offset(self.source, position(k, cells, self.x.strides[: len(cells)]), "i8")
+        outside: Val | None = None
+        for cell, size, (b, e) in zip(cells, self.x.shape, self.around, strict=False):
+            if b or e:
+                beyond = k.compare("uge", cell, size)
+                outside = beyond if outside is None else outside | beyond
+
+        def inside() -> None:
+            before, after = self.around[-1] if self.around else (0, 0)
+            self.fill(go, before * pitch)
+            self.pixels(come, k.offset(go, before * pitch, self.scalar), width - before - after)
+            self.fill(k.offset(go, (width - after) * pitch, self.scalar), after * pitch)
+
+        if outside is None:
+            inside()
+        else:
+            k.if_(outside, lambda: self.fill(go, width * pitch), inside)
+
+    def fill(self, place: Val, count: int) -> None:
+        def body(pieces: list[Piece]) -> None:
+            for at, size in pieces:
+                k.store_lanes(place, k.const(self.blank, Type(self.scalar, lanes)), size, at)
+
+        k = self.k
+        lanes = k.target.lanes(self.scalar)
+        vector_row(k, count, lanes, 1, body)
+
+    def pixels(self, come: Val, go: Val, count: int) -> None:
+        k, pitch = self.k, self.groups * self.room
+        distance = self.x.strides[-2] if len(self.x.strides) > 1 else 0
+        if self.inside == self.room and (distance == self.groups * self.inside or count == 1):
+            self.run(come, go, count * pitch)
+            return
+
+        def pixel(i: Val) -> None:
+            for group in range(self.groups) if self.groups <= 4 else ():
+                self.channels(
+                    k.offset(come, i * distance + group * self.inside, "i8"),
+                    k.offset(go, i * pitch + group * self.room, self.scalar),
+                )
+            if self.groups > 4:
+                k.loop(
+                    0, self.groups, 1,
+                    lambda g: self.channels(
+                        k.offset(come, i * distance + g * self.inside, "i8"), k.offset(go, i * pitch + g * self.room, self.scalar)
+                    ),
+                )  # fmt: skip
+
+        k.loop(0, count, 1, pixel)
+
+    def channels(self, come: Val, go: Val) -> None:
+        """One group of one pixel, and what its last word has too much."""
+        k = self.k
+        self.run(come, go, self.inside)
+        for at in range(self.inside, self.room):
+            k.store(go, k.const(0, Type(self.scalar)), at)
+
+    def run(self, come: Val, go: Val, count: int) -> None:
+        """Neighbouring bytes. Short ends are done one by one."""
+        k = self.k
+        lanes = k.target.lanes(self.scalar)
+        unroll = 2 if count >= 2 * lanes else 1
+        done = count - count % (lanes * unroll)
+        k.loop(0, done, lanes * unroll, lambda i: [self.one(come, go, lanes, i + u * lanes) for u in range(unroll)] and None)
+        size = lanes
+        while done < count:
+            while size > count - done:
+                size //= 2
+            self.one(come, go, size, k.index(done))
+            done += size
+
+    def one(self, come: Val, go: Val, lanes: int, at: Val) -> None:
+        k = self.k
+        value = k.load(come, Type("i8", lanes), at)
+        if self.wide:
+            value = k.convert(value, Type("i16", lanes), "sext" if self.signed else "zext") - self.zero
+        elif self.signed:
+            value = value ^ 0x80
+        k.store(go, value, at)
