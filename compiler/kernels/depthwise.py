@@ -18,13 +18,12 @@ from cortado.compiler.kernels.depthwise_block import BlockSpec, block_kernel
 from cortado.compiler.kernels.epilogue import Epilogue, EpilogueKind
 from cortado.compiler.kernels.geometry import Geometry, Segment, conv_geometry, segments
 from cortado.compiler.kernels.rows import Row, find_row, tiles_of_piece
-from cortado.compiler.kernels.tiling import Core, core_of
+from cortado.compiler.kernels.tiling import ISSUE, Core, core_of
 from cortado.compiler.lang import INDEX, SCALAR_OF, Kernel
 from cortado.compiler.program import KernelCall, Operand, Ref
 from cortado.compiler.target import Target
 
 MOST_OUTPUTS = 4  # per channel; with more, the outputs of one channel are vectors of a grouped convolution
-ISSUE = 5.0  # instructions a wide core takes in a cycle
 
 
 def serves_depthwise(node: Node, epilogue: Epilogue) -> bool:

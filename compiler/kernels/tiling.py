@@ -12,6 +12,8 @@ from cortado.compiler.target import Target
 
 OUT_OF_ORDER_LATENCY = 4.0  # cycles of a multiply-add whose result the next one needs: 4 on current x86 and Arm cores
 PER_CYCLE = 2.0  # multiply-adds, and also loads, that wide cores start in a cycle
+LOAD = 0.1  # cycles that a load costs even where multiply-adds are the limit
+ISSUE = 5.0  # instructions that wide cores take in a cycle
 SECOND_LEVEL = 20.0  # bytes a cycle that stream from the second cache level
 TILE_OVERHEAD = 24.0  # cycles: addresses, loop ends (one of them mispredicted), first loads
 UNROLLED = 64  # multiply-adds in one trip of the inner loop, at most
@@ -22,7 +24,8 @@ class Core:
     """What the cost model knows of a target for one scalar type.
 
     lanes: of a vector. registers: that tiles may fill. rows: most pixels of a tile (each takes a general register).
-    by_lane: A is loaded as vectors of k. fused: multiply-add is one instruction. in_order: costs add up instead of overlapping.
+    by_lane: A is loaded as vectors of k, whose lanes the multiply-add takes. fused: multiply-add is one instruction.
+    in_order: costs add up instead of overlapping. element: bytes of the scalar. first_level, second_level: bytes of the caches.
     """
 
     lanes: int
@@ -37,8 +40,8 @@ class Core:
 
     def fits(self, rows: int, vectors: int, splits: int = 1) -> bool:
         """Whether the accumulators and what an inner step holds beside them fit the registers."""
-        held = rows + vectors if self.by_lane else min(rows, vectors) + 1
-        return splits * rows * vectors + held + (0 if self.fused else 1) <= self.registers
+        held = rows + vectors + 2 * self.by_lane if self.by_lane or self.in_order else min(rows, vectors) + 1
+        return splits * rows * vectors + held + (0 if self.fused else 2) <= self.registers
 
     def splits(self, rows: int, vectors: int) -> int:
         """Partial sums per accumulator that hide the latency of the multiply-add."""
@@ -56,22 +59,25 @@ class Core:
             return depth * (3.0 * work + 1.5 * (rows + vectors) + 2.0) + TILE_OVERHEAD
         loads = (rows / self.lanes if self.by_lane else rows) + vectors
         step = max(work / PER_CYCLE, loads / PER_CYCLE, OUT_OF_ORDER_LATENCY / self.splits(rows, vectors))
+        if not self.fused:  # copies, multiplications and additions, and two instructions for a broadcast
+            step = max(step, (2.5 * work + 2 * rows + vectors) / ISSUE)
         if depth * vectors * self.lanes * self.element > self.first_level // 2:
             step = max(step, vectors * self.lanes * self.element / SECOND_LEVEL)
         if vectors == 1 and not self.by_lane:
             step *= 1.5  # measured: LLVM keeps such accumulators in changing registers and copies or spills them
-        return depth * step + TILE_OVERHEAD + work
+        return depth * (step + LOAD * loads) + TILE_OVERHEAD + work
 
 
 def core_of(target: Target, scalar: str) -> Core:
     lanes = target.lanes(scalar)
     vector = Type(scalar, lanes)
+    fused = target.has("fma", vector, vector, vector)
     return Core(
         lanes=lanes,
         registers=target.vector_registers if target.fpu else 6,
         rows=8 if target.pointer_bits == 64 else 4,
-        by_lane=target.vector_bits == 128 and lanes > 1,
-        fused=target.has("fma", vector, vector, vector),
+        by_lane=fused and target.vector_bits == 128 and target.vector_registers >= 16,
+        fused=fused,
         in_order=lanes == 1,
         element=BYTES[scalar],
         first_level=target.cache("l1", 32 << 10),
