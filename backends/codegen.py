@@ -43,8 +43,12 @@ def start_workers(jobs: int | None = None) -> None:
     shared_pool().start(jobs or _processors())
 
 
-def compile_modules(modules: Sequence[tuple[str, str]], target: Target, jobs: int | None = None) -> list[ObjectFile]:
+def compile_modules(
+    modules: Sequence[tuple[str, str]], target: Target, jobs: int | None = None, beside: Sequence[ObjectFile] = ()
+) -> list[ObjectFile]:
     """One object per (name, LLVM IR text), in order. jobs: processes at once, None for one per processor; never changes a byte.
+
+    beside: objects made before that these may refer to.
 
     Raises TargetError where LLVM does not know the target's cpu or features, or where the objects together leave a symbol undefined;
     CortadoError where LLVM fails.
@@ -55,7 +59,7 @@ def compile_modules(modules: Sequence[tuple[str, str]], target: Target, jobs: in
         ObjectFile(name, finish(reply.output), {symbol: int(size) for size, symbol in _FRAME.findall(reply.messages)})
         for (name, _), reply in zip(modules, replies, strict=True)
     ]
-    check_symbols(objects, target)
+    check_symbols([*objects, *beside], target)
     return objects
 
 

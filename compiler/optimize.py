@@ -9,6 +9,7 @@ from cortado.compiler.graph import Graph
 from cortado.compiler.passes.absorb_transposes import absorb_transposes
 from cortado.compiler.passes.channels_last import channels_last
 from cortado.compiler.passes.common_subexpressions import eliminate_common_subexpressions
+from cortado.compiler.passes.dead_channels import remove_dead_channels
 from cortado.compiler.passes.fold_affine import expand_batch_norms, fold_affine, merge_affine
 from cortado.compiler.passes.fuse_elementwise import fuse_elementwise
 from cortado.compiler.passes.fuse_epilogue import fuse_epilogue
@@ -56,6 +57,9 @@ def optimize(graph: Graph, step_limit: int | None = None, trace: list[Rewrite] |
     # Fewer loops: epilogues first, they save a whole trip through memory; what remains is fused among itself.
     graph = run(fuse_epilogue)
     graph = run(fuse_elementwise)
+
+    # Channels whose values are known or not needed. Late, since it looks at weights with everything folded in.
+    graph = run(remove_dead_channels)
 
     # What the passes above have left equal or idle.
     graph = run(simplify)

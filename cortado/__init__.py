@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cortado.api import compile, load, open
+    from cortado.api import calibrate, compile, load, open
     from cortado.errors import (
         CalibrationError,
         CortadoError,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "calibrate": "cortado.api",
     "load": "cortado.api",
     "compile": "cortado.api",
     "open": "cortado.api",
@@ -52,6 +53,7 @@ __all__ = [
     "ShapeError",
     "TargetError",
     "UnsupportedError",
+    "calibrate",
     "compile",
     "load",
     "open",

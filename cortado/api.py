@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cortado.compiler.graph import Graph
 from cortado.compiler.options import CompileOptions
-from cortado.errors import OptionError
+from cortado.errors import CalibrationError, OptionError
 from cortado.model import Model
 from cortado.preprocess import Preprocess
 
 if TYPE_CHECKING:
+    from cortado.compiler.quantize.record import CalibrationRecord
     from cortado.compiler.target import Target
+
+    Calibration = Iterable[Mapping[str, np.ndarray]] | CalibrationRecord | str | os.PathLike[str]
 
 
 def load(
@@ -47,7 +50,7 @@ def compile(
     target: str | Target = "host",
     board: str | None = None,
     dtype: str | None = None,
-    calibration: Iterable[Mapping[str, np.ndarray]] | None = None,
+    calibration: Calibration | None = None,
     io_dtype: str | None = None,
     preprocess: Preprocess | None = None,
     name: str | None = None,
@@ -58,11 +61,13 @@ def compile(
 ) -> Model:
     """Native code for a graph.
 
-    target: `CPU-or-level[+feature...][@system]` or "host"; `cortado targets` lists them. dtype: None keeps the file's types.
+    target: `CPU-or-level[+feature...][@system]` or "host"; `cortado targets` lists them. dtype: None keeps the file's types;
+    "int8" quantizes. calibration: for int8, about 32 typical samples, each {input name: array}, or a record (of `calibrate`, or the path
+    of a saved one). io_dtype: "int8" makes the boundary of a quantized model raw integers.
     preprocess: how pictures become the input; kept with the model. name: of the library; None takes the graph's.
     optimize_for: "speed", "size" or "memory". threads: the number that the plan is tuned for; any number runs.
     separate_weights: a file beside the library instead of constants in it.
-    Raises UnsupportedError that lists every node without a kernel, TargetError, OptionError.
+    Raises UnsupportedError that lists every node without a kernel, TargetError, OptionError, CalibrationError.
     """
     if not isinstance(graph, Graph):
         raise OptionError(f"compile takes a graph, as cortado.load gives it, not {type(graph).__name__}")
@@ -85,10 +90,49 @@ def compile(
     found = find_target(target) if isinstance(target, str) else target
     start_workers()  # before the imports below: they take as long as starting LLVM does
     from cortado.build import build, source_of
-    from cortado.compiler.pipeline import compile_program
+    from cortado.compiler.pipeline import compile_program, quantization_summary
 
-    program = compile_program(graph, found, options)
-    return Model(build(program, found, options, source_of(graph), None if preprocess is None else preprocess.to_dict()))
+    record = None if calibration is None else _record(graph, calibration)
+    program = compile_program(graph, found, options, record)
+    quantization = None if record is None else quantization_summary(graph, record)
+    prepared = None if preprocess is None else preprocess.to_dict()
+    return Model(build(program, found, options, source_of(graph), prepared, quantization))
+
+
+def calibrate(
+    graph: Graph,
+    samples: Iterable[Mapping[str, np.ndarray]],
+    *,
+    method: str | None = None,
+    before: CalibrationRecord | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> CalibrationRecord:
+    """What `compile(dtype="int8", calibration=...)` needs to know of a graph's tensors: a record to keep, with `record.save(path)`.
+
+    samples: each {input name: array}; they are read once, and memory does not grow with them. method: "min_max", "moving_average",
+    "percentile", "entropy" or "mean_square_error"; None takes the one with the least error at the network's outputs. before: a record of
+    earlier samples to go on from. progress: called with a stage and a count. Raises CalibrationError.
+    """
+    from cortado.compiler.pipeline import calibrate_graph
+    from cortado.compiler.quantize.config import QuantizeConfig
+    from cortado.execute import host_executors
+
+    if not isinstance(graph, Graph):
+        raise OptionError(f"calibrate takes a graph, as cortado.load gives it, not {type(graph).__name__}")
+    return calibrate_graph(graph, samples, host_executors(), QuantizeConfig(method), before, progress)
+
+
+def _record(graph: Graph, calibration: Calibration) -> CalibrationRecord:
+    from cortado.compiler.quantize.record import CalibrationRecord, load_record
+
+    if isinstance(calibration, CalibrationRecord):
+        return calibration
+    if isinstance(calibration, (str, os.PathLike)):
+        return load_record(calibration)
+    if isinstance(calibration, Mapping) or not isinstance(calibration, Iterable):
+        found = type(calibration).__name__
+        raise CalibrationError(f"calibration takes a list of samples, each {{input name: array}}, or a record, not {found}")
+    return calibrate(graph, calibration)
 
 
 def open(folder: str | os.PathLike[str]) -> Model:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cortado import __version__
-from cortado.backends.codegen import compile_modules
+from cortado.backends.codegen import ObjectFile, compile_modules
 from cortado.backends.entry import arena_bytes, entry_modules, parts_of
 from cortado.backends.llvm import emit_module
 from cortado.backends.symbols import read_symbols
@@ -40,11 +40,13 @@ def build(
     options: CompileOptions,
     source: Mapping[str, str],
     preprocess: Mapping[str, Any] | None = None,
+    quantization: Mapping[str, Any] | None = None,
+    make_objects: Callable[[Sequence[tuple[str, str]], Target], list[ObjectFile]] = compile_modules,
 ) -> Bundle:
     """Machine code, entry points, weights, library, header and manifest of a program.
 
-    source, preprocess: what the manifest says of the origin and of how pictures become the input. The bytes depend on the arguments and
-    the versions of cortado and LLVM alone.
+    source, preprocess, quantization: what the manifest says of the origin, of how pictures become the input and of int8. make_objects:
+    LLVM IR to objects, as compile_modules. The bytes depend on the arguments and the versions of cortado and LLVM alone.
     """
     name = model_identifier(options.name or program.name)
     model_hash = hash_of(program)
@@ -56,7 +58,7 @@ def build(
         modules.append((f"{name}_k{number}.o", emit_module(kernels, target, name)))
     if linked:
         modules.append((f"{name}_weights.o", weights_module(name, target.triple, model_hash, len(program.weights))))
-    objects = compile_modules(modules, target)
+    objects = make_objects(modules, target)
 
     members = [Member(item.name, item.data, tuple(sorted(read_symbols(item.data).defined))) for item in objects]
     code = sum(code_bytes(member.data) for member in (members[:-1] if linked else members))
@@ -74,7 +76,7 @@ def build(
     }
     if not linked:
         files[weights_name(name)] = weights_header(model_hash, len(program.weights)) + program.weights
-    return Bundle(manifest_of(program, target, options, source, preprocess, facts, files), files)
+    return Bundle(manifest_of(program, target, options, source, preprocess, quantization, facts, files), files)
 
 
 def source_of(graph: Graph) -> dict[str, str]:
@@ -130,6 +132,7 @@ def manifest_of(
     options: CompileOptions,
     source: Mapping[str, str],
     preprocess: Mapping[str, Any] | None,
+    quantization: Mapping[str, Any] | None,
     facts: Facts,
     files: Mapping[str, bytes],
 ) -> Manifest:
@@ -144,6 +147,7 @@ def manifest_of(
         source=source,
         options=asdict(options),
         preprocess=preprocess,
+        quantization=quantization,
         target=TargetInfo(target.name, target.triple, target.cpu, target.features),
         weights="linked" if facts.linked else "separate",
         inputs=program.inputs,

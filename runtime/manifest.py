@@ -14,6 +14,7 @@ from cortado.runtime.names import blob_identifiers
 
 FILE_NAME = "manifest.json"
 SCHEMA = 1
+PLAIN = ("name", "model_hash", "versions", "source", "options", "preprocess", "quantization", "weights")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Manifest:
     """name: the C identifier. model_hash: 16 hexadecimal digits, also in the header and the weights.
 
     source: what was compiled: "name", and "sha256" of the graph as loaded. options: as `compile` took them. preprocess: fields of the
-    record, if one was given. weights: "linked" or "separate".
+    record, if one was given. quantization: for dtype int8, the calibration record's hash, what was chosen, and range, scale and error of
+    every tensor. weights: "linked" or "separate".
     """
 
     name: str
@@ -67,6 +69,7 @@ class Manifest:
     source: Mapping[str, str]
     options: Mapping[str, Any]
     preprocess: Mapping[str, Any] | None
+    quantization: Mapping[str, Any] | None
     target: TargetInfo
     weights: str
     inputs: tuple[tuple[str, TensorInfo], ...]
@@ -132,7 +135,7 @@ def _tensors(tensors: Sequence[tuple[str, TensorInfo]]) -> list[dict[str, Any]]:
 
 def _from_dict(plain: Mapping[str, Any]) -> Manifest:
     return Manifest(
-        **{key: plain[key] for key in ("name", "model_hash", "versions", "source", "options", "preprocess", "weights")},
+        **{key: plain[key] for key in PLAIN},
         target=TargetInfo(**{**plain["target"], "features": tuple(plain["target"]["features"])}),
         inputs=_tensors_from(plain["inputs"]),
         outputs=_tensors_from(plain["outputs"]),

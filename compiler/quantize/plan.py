@@ -144,7 +144,7 @@ def _with_tensors(graph: Graph, nodes: Sequence[Node], quantized: frozenset[Node
         groups.setdefault(root(value), []).append(value)
     uses = graph.uses()
     outputs = graph.output_values()
-    tensors = []
+    tensors: list[Tensor] = []
     of: dict[Value, int] = {}
     for members in groups.values():
         inner = set(members)
