@@ -268,20 +268,16 @@ class Tile:
 
     def steps(self, rows: dict[int, Val], w: Val, steps: int, values: dict[int, Val]) -> None:
         """A element by element. The smaller side of the tile is held in registers, the larger one passes through one register."""
-        k, vectors = self.k, self.spec.vectors
-
-        def element(r: int, step: int) -> Val:
-            return self.spread_element(rows[r], step)
-
+        vectors = self.spec.vectors
         for step in range(steps):
             if len(rows) >= vectors:
                 weights = [self.weight(w, step, v) for v in range(vectors)]
                 for r in rows:
-                    a = element(r, step)
+                    a = self.spread_element(rows[r], step)
                     for v in range(vectors):
                         self.multiply_add(values, step, r, v, a, weights[v])
             else:
-                elements = {r: element(r, step) for r in rows}
+                elements = {r: self.spread_element(rows[r], step) for r in rows}
                 for v in range(vectors):
                     weight = self.weight(w, step, v)
                     for r in rows:
