@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from cortado.compiler.graph import Node
+from cortado.compiler.kernels.boxes import lower_bbox_transform, lower_image_splits
+from cortado.compiler.kernels.compact import lower_distribute, lower_join_rows, lower_top_rows
 from cortado.compiler.kernels.conv import lower_conv
 from cortado.compiler.kernels.conv_transpose import lower_conv_transpose
 from cortado.compiler.kernels.dense import lower_batch_matmul, lower_fc
 from cortado.compiler.kernels.move import lower_broadcast_to, lower_gather, lower_pad, lower_tile, lower_transpose
+from cortado.compiler.kernels.nms import lower_box_nms
 from cortado.compiler.kernels.normalize import lower_lrn
 from cortado.compiler.kernels.pointwise import lower_elementwise, lower_pointwise
 from cortado.compiler.kernels.pool import lower_average_pool, lower_max_pool
+from cortado.compiler.kernels.proposals import lower_generate_proposals
 from cortado.compiler.kernels.quantized_conv import lower_q_conv, lower_q_fc
 from cortado.compiler.kernels.reduce import lower_reduce
 from cortado.compiler.kernels.resize import lower_resize_bilinear, lower_resize_nearest
+from cortado.compiler.kernels.roi import lower_heatmap_keypoint, lower_roi_align, lower_roi_pool
 from cortado.compiler.kernels.segment import lower_segment_reduce
 from cortado.compiler.kernels.select import lower_arg, lower_top_k
 from cortado.compiler.kernels.softmax import lower_softmax
@@ -65,4 +70,14 @@ LOWERINGS: Mapping[str, Lowering] = {
     "gather": lower_gather,
     "resize_nearest": lower_resize_nearest,
     "resize_bilinear": lower_resize_bilinear,
+    "bbox_transform": lower_bbox_transform,
+    "image_splits": lower_image_splits,
+    "join_rows": lower_join_rows,
+    "top_rows": lower_top_rows,
+    "generate_proposals": lower_generate_proposals,
+    "distribute_proposals": lower_distribute,
+    "box_nms": lower_box_nms,
+    "roi_align": lower_roi_align,
+    "roi_pool": lower_roi_pool,
+    "heatmap_keypoint": lower_heatmap_keypoint,
 }
