@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Union
 
 from cortado.compiler import lang
-from cortado.compiler.lang import I1, INDEX, PTR, VOID, Block, Inst, Kernel, Type
+from cortado.compiler.lang import BYTES, I1, INDEX, PTR, VOID, Block, Inst, Kernel, Type
 from cortado.compiler.target import Target
 from cortado.compiler.virtual import VIRTUALS
 
@@ -198,7 +198,7 @@ class KernelBuilder:
         """The first `count` lanes (known while recording) of a vector; the rest are zero and their memory is not touched."""
         if count == type_.lanes:
             return self.load(ptr, type_, index)
-        if self.target.masked:
+        if self.target.masked and (self.target.vector_bits > 256 or BYTES[type_.scalar] >= 4):
             return self.masked_load(ptr, type_, self.first_lanes(type_.lanes, count), index)
         base = self._index(index)
         whole: Val | None = None
@@ -217,7 +217,8 @@ class KernelBuilder:
         lanes = value.type.lanes
         if count == lanes:
             self.store(ptr, value, index)
-        elif self.target.masked:
+        elif self.target.masked and self.target.vector_bits > 256:
+            # AVX2's masked stores take tens of micro-operations on AMD's cores; at most three parts do not
             self.masked_store(ptr, value, self.first_lanes(lanes, count), index)
         else:
             base = self._index(index)
