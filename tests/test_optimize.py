@@ -92,7 +92,9 @@ def test_two_processes_make_the_same_graphs() -> None:
     texts = []
     for seed in ("1", "2"):
         code = PRINT.format(tests=os.path.dirname(__file__))
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": seed})
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        elsewhere = os.path.dirname(__file__)  # in the repository's root the folder ./cortado would hide the installed package
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=elsewhere)
         assert run.returncode == 0, run.stderr
         texts.append(run.stdout)
     assert texts[0] == texts[1] and "crc32" in texts[0]
