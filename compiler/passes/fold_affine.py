@@ -15,7 +15,7 @@ from cortado.compiler.graph import Graph, Node, Value, constant
 from cortado.compiler.ops import make
 from cortado.compiler.rewrite import Context, Replacement, Steps, apply_rules, rewritten, rule
 
-LAYERS = ("conv", "fc")
+LAYERS = ("conv", "conv_transpose", "fc")
 ARITHMETIC = ("mul", "add", "sub", "div", "negative")
 BIAS = (("bias",),)
 
@@ -195,6 +195,8 @@ def _takes(reader: Node, position: int, step: Affine) -> bool:
         return False
     if step.shift is None or reader.op == "fc":
         return True
+    if reader.op == "conv_transpose":  # its outer cells meet fewer taps, and so less of the shift
+        return False
     return all(amount <= 0 for side in ("pads_begin", "pads_end") for amount in reader.attrs[side])
 
 

@@ -10,7 +10,7 @@ from cortado.compiler.ops.elementwise import UNARY
 from cortado.compiler.ops.epilogue import ORDER
 from cortado.compiler.rewrite import Context, Replacement, Steps, apply_rules, rewritten, rule
 
-LAYERS = ("conv", "fc")
+LAYERS = ("conv", "conv_transpose", "fc")
 # One output is computed from one input, at a cost that hides behind the products; expensive ones still save a trip through memory.
 ACTIVATIONS = tuple(name for name, op in UNARY.items() if not name.startswith(("logical", "bitwise")))
 MOVES = ("reshape", "concat")  # what an activation may change places with
