@@ -69,6 +69,8 @@ def main() -> None:
     os.dup2(2, 1)  # what LLVM prints must not get between the messages
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
+    # It would add products to each other before the accumulator: shorter chains, but more values at once than there are registers.
+    llvm.set_option("worker", "-x86-machine-combiner=false")
     while True:
         try:
             request = read_message(requests)

@@ -7,7 +7,7 @@ ahead.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,17 +42,19 @@ def lower_depthwise(
     core, multiplier = core_of(target, scalar), out.shape[-1] // channels
     beside = None if epilogue.residual is None else ins[epilogue.residual]
     geometry = conv_geometry(x, out, beside, w.shape[1:-1], 1, node.attrs)
-    layer = _Layer(scalar, geometry, channels, multiplier, epilogue.kind, core.lanes, *_choose(core, geometry, channels, multiplier))
+    layer = Layer(
+        scalar, geometry, channels, multiplier, epilogue.kind, core.lanes, *choose_cuts(core, geometry, channels, multiplier)
+    )
     filters, bias = node.inputs[1].constant, None if epilogue.bias is None else node.inputs[epilogue.bias].constant
     assert filters is not None
-    packed = Ref("weights", array=_pack(filters, bias, layer))
+    packed = Ref("weights", array=pack_steps(filters, None if bias is None else bias[:, None], layer))
     residual = [] if epilogue.residual is None else [Ref("input", epilogue.residual)]
-    kernel = _Driver(layer, target).record()
+    kernel = depthwise_driver(layer, target, block_kernel)
     return [KernelCall(kernel, (Ref("input", 0), packed, *residual, Ref("output", 0)), layer.tasks)]
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """One layer and how it is cut. vectors: of channels in a step of the block. pixels: most of a tile. row_parts: units of a row.
 
     unit_block: units of a task.
@@ -77,7 +79,7 @@ class _Layer:
     @property
     def packed_step(self) -> int:
         """Elements of a step's packed bias and weights."""
-        return self.step * self.multiplier * (self.geometry.depth_of_sum + self.epilogue.bias)
+        return self.step * self.multiplier * (self.geometry.depth_of_sum + self.epilogue.header)
 
     @property
     def units(self) -> int:
@@ -88,7 +90,7 @@ class _Layer:
         return -(-self.units // self.unit_block)
 
 
-def _choose(core: Core, geometry: Geometry, channels: int, multiplier: int) -> tuple[int, int, int, int]:
+def choose_cuts(core: Core, geometry: Geometry, channels: int, multiplier: int) -> tuple[int, int, int, int]:
     """vectors, pixels, row_parts and unit_block of a layer, by a cost model of the core."""
     width = geometry.width
     best: tuple[float, int, int] | None = None
@@ -118,22 +120,28 @@ def _row_cycles(core: Core, geometry: Geometry, channels: int, multiplier: int, 
     return tiles * steps * (trip * geometry.height.taps * geometry.depth.taps + pixels * vectors * multiplier)
 
 
-def _pack(filters: np.ndarray, bias: np.ndarray | None, layer: _Layer) -> np.ndarray:
-    """[step of channels][bias, then tap][output of a channel][channels of the step], zero past the last channel."""
+def pack_steps(filters: np.ndarray, head: np.ndarray | None, layer: Layer) -> np.ndarray:
+    """[step of channels][head, then tap][output of a channel][channels of the step], zero past the last channel.
+
+    filters[O,*K,1]. head[O, rows]: the bias and whatever else the epilogue reads.
+    """
     channels, multiplier = layer.channels, layer.multiplier
     terms = filters.reshape(channels, multiplier, -1)[:, :, layer.geometry.weight_order(1)]
-    if bias is not None:
-        terms = np.concatenate([bias.reshape(channels, multiplier, 1), terms], axis=2)
+    if head is not None:
+        terms = np.concatenate([head.reshape(channels, multiplier, -1), terms], axis=2)
     steps = -(-channels // layer.step)
     padded = np.zeros((steps * layer.step, *terms.shape[1:]), filters.dtype)
     padded[:channels] = terms
     return np.ascontiguousarray(padded.reshape(steps, layer.step, *terms.shape[1:]).transpose(0, 3, 2, 1)).reshape(-1)
 
 
-class _Driver:
-    """A driver (a, weights, [residual], out, begin, end)."""
+def depthwise_driver(layer: Layer, target: Target, block_kernel: Callable[[BlockSpec, Target], Kernel]) -> Kernel:
+    """A driver (a, weights, [residual], out, begin, end). block_kernel: records the blocks."""
+    return _Driver(layer, target, block_kernel).record()
 
-    def __init__(self, layer: _Layer, target: Target) -> None:
+
+class _Driver:
+    def __init__(self, layer: Layer, target: Target, block_kernel: Callable[[BlockSpec, Target], Kernel]) -> None:
         self.layer, self.target = layer, target
         self.k = KernelBuilder(f"depthwise_{layer.scalar}", target)
         self.a, self.w = self.k.param("a"), self.k.param("w")
@@ -167,7 +175,7 @@ class _Driver:
         taps = row.first_tap * width.taps + segment.first_tap
         values: dict[str, Number] = {
             "a": self.moved(self.a, geometry.offset + row.a + position),
-            "w": self.moved(self.w, taps * one + one * layer.epilogue.bias),
+            "w": k.offset(self.w, taps * one + one * layer.epilogue.header, layer.scalar),
             "w_step": layer.packed_step,
             "bias": self.w,
             "out": self.moved(self.out, row.out + start * width.out_stride),
@@ -189,10 +197,11 @@ class _Driver:
         k.call(self.kernels[spec], *(values[name] for name, _ in spec.parameters()))
 
     def moved(self, ptr: Val, index: Number) -> Val:
-        return self.k.offset(ptr, index, self.layer.scalar)
+        """Elements of input, residual and output."""
+        return self.k.offset(ptr, index, self.layer.epilogue.stored(self.layer.scalar))
 
 
-def _block_of(segment: Segment, layer: _Layer) -> BlockSpec:
+def _block_of(segment: Segment, layer: Layer) -> BlockSpec:
     columns = tuple((first, stop) for first, stop, taps in segment.groups for _ in range(taps))
     width = layer.geometry.width
     return BlockSpec(

@@ -56,14 +56,14 @@ class BlockSpec:
 
 def block_kernel(spec: BlockSpec, target: Target) -> Kernel:
     """Record the block. Called with the values of `spec.parameters()`."""
-    return _Block(spec, target).record()
+    return Block(spec, target).record()
 
 
-class _Block:
+class Block:
     """Recording of one block. Accumulators are a flat list: [output of a channel][pixel][vector]."""
 
     def __init__(self, spec: BlockSpec, target: Target) -> None:
-        self.spec = spec
+        self.spec, self.stored = spec, spec.epilogue.stored(spec.scalar)
         self.k = KernelBuilder(f"depthwise_{spec.scalar}_{spec.pixels}x{spec.vectors}", target, shared=True)
         self.vector = Type(spec.scalar, spec.lanes)
         self.p = {name: self.k.param(name, type_) for name, type_ in spec.parameters()}
@@ -73,6 +73,11 @@ class _Block:
         return self.k.finish()
 
     def moved(self, ptr: Val, index: Number) -> Val:
+        """Elements of input, residual and output."""
+        return self.k.offset(ptr, index, self.stored)
+
+    def moved_words(self, ptr: Val, index: Number) -> Val:
+        """Elements of what is packed."""
         return self.k.offset(ptr, index, self.spec.scalar)
 
     def tile(self, number: Val) -> None:
@@ -85,10 +90,12 @@ class _Block:
 
         def at(step: Val, channels: int) -> None:
             weights = step * p["w_step"]
-            bias = self.moved(p["bias"], weights) if spec.epilogue.bias else None
+            bias = self.moved_words(p["bias"], weights) if spec.epilogue.bias else None
             inside, outside = step * width, step * (width * spec.multiplier)
             beside = None if residual is None else self.moved(residual, outside)
-            self.channels(self.moved(a, inside), self.moved(p["w"], weights), bias, beside, self.moved(out, outside), channels)
+            self.channels(
+                self.moved(a, inside), self.moved_words(p["w"], weights), bias, beside, self.moved(out, outside), channels
+            )
 
         k.loop(0, p["steps"], 1, lambda step: at(step, width))
         if spec.tail:
@@ -109,14 +116,14 @@ class _Block:
             trips, a_step, w_step = ("planes", "a_plane", "w_plane") if depth == 2 else ("kernel_rows", "a_row", "w_row")
 
             def once(i: Val, *carried: Val) -> list[Val]:
-                return walk(depth - 1, self.moved(a, i * p[a_step]), self.moved(w, i * p[w_step]), list(carried))
+                return walk(depth - 1, self.moved(a, i * p[a_step]), self.moved_words(w, i * p[w_step]), list(carried))
 
             return list(k.loop(0, p[trips], 1, once, sums))
 
         sums = walk(spec.loops, a, w, start)
         for r in range(spec.pixels):
             of_pixel = [[sums[(m * spec.pixels + r) * vectors + v] for v in range(vectors)] for m in range(spec.multiplier)]
-            self.finish(of_pixel, r, residual, out, channels)
+            self.finish(of_pixel, r, bias, residual, out, channels)
 
     def start(self, bias: Val | None, number: int) -> Val:
         return self.k.zero(self.vector) if bias is None else self.k.load(bias, self.vector, number * self.spec.lanes)
@@ -137,18 +144,25 @@ class _Block:
             weights: dict[tuple[int, int], Val] = {}
             for position in sorted(users):
                 column = self.moved(a, self.p["column"] * position)
-                value = k.load_lanes(column, self.vector, self.lanes_of(v, channels), v * spec.lanes)
+                value = self.load(column, self.lanes_of(v, channels), v * spec.lanes)
                 for tap, r in users[position]:
                     for m in range(spec.multiplier):
                         if (tap, m) not in weights:
                             place = (tap * spec.multiplier + m) * width + v * spec.lanes
                             weights[tap, m] = k.load(w, self.vector, place)
                         i = (m * spec.pixels + r) * vectors + v
-                        sums[i] = k.virtual("fma", value, weights[tap, m], sums[i])
+                        sums[i] = self.multiply_add(value, weights[tap, m], sums[i])
         return sums
 
-    def finish(self, sums: list[list[Val]], r: int, residual: Val | None, out: Val, channels: int) -> None:
-        """Store one pixel. sums: [output of a channel][vector]."""
+    def load(self, column: Val, count: int, at: int) -> Val:
+        """The first `count` channels from `at` on."""
+        return self.k.load_lanes(column, self.vector, count, at)
+
+    def multiply_add(self, value: Val, weight: Val, total: Val) -> Val:
+        return self.k.virtual("fma", value, weight, total)
+
+    def finish(self, sums: list[list[Val]], r: int, head: Val | None, residual: Val | None, out: Val, channels: int) -> None:
+        """Store one pixel. sums: [output of a channel][vector]. head: the numbers before the weights."""
         k, p, spec = self.k, self.p, self.spec
         values = self.woven(sums)
         outputs = channels * spec.multiplier

@@ -31,17 +31,17 @@ def lower_max_pool(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], 
     numpy = ins[0].type.numpy
     lowest = float(np.finfo(numpy).min) if numpy.kind == "f" else int(np.iinfo(numpy).min)
     op = "max" if numpy.kind == "f" else "umax" if dtype in UNSIGNED else "smax"
-    return _lower(node, ins[0], outs[0], target, _Reduction(lambda k, a, b: k.binary(op, a, b), lowest))
+    return lower_pool(node, ins[0], outs[0], target, Reduction(lambda k, a, b: k.binary(op, a, b), lowest))
 
 
 def lower_average_pool(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
     """Sum of each window's cells over the number of cells inside the image, or over the kernel's area. float32, float64."""
     area = prod(node.attrs["kernel"]) if node.attrs["count_include_pad"] else None
-    return _lower(node, ins[0], outs[0], target, _Reduction(lambda k, a, b: a + b, 0.0, True, area))
+    return lower_pool(node, ins[0], outs[0], target, Reduction(lambda k, a, b: a + b, 0.0, True, area))
 
 
 @dataclass(frozen=True)
-class _Reduction:
+class Reduction:
     """mean: divide by `area`, or by the number of cells where that is None."""
 
     combine: Callable[[KernelBuilder, Val, Val], Val]
@@ -49,8 +49,12 @@ class _Reduction:
     mean: bool = False
     area: int | None = None
 
+    def load(self, k: KernelBuilder, value: Val) -> Val:
+        """What is combined, of a loaded vector."""
+        return value
+
     def finish(self, k: KernelBuilder, total: Val, counts: Sequence[Number]) -> Val:
-        """counts: cells of the window, per axis."""
+        """What is stored. counts: cells of the window, per axis."""
         if not self.mean:
             return total
         if self.area is not None:
@@ -104,7 +108,10 @@ class _Axis:
         return low, k.max(low, k.min(high, self.kernel))
 
 
-def _lower(node: Node, x: Operand, y: Operand, target: Target, reduction: _Reduction) -> list[KernelCall]:
+def lower_pool(
+    node: Node, x: Operand, y: Operand, target: Target, reduction: Reduction, within: str | None = None
+) -> list[KernelCall]:
+    """Windows reduced by `reduction`. within: scalar type that values have inside it, where that is not the input's."""
     if y.type.size == 0:
         return []
     a = node.attrs
@@ -113,14 +120,16 @@ def _lower(node: Node, x: Operand, y: Operand, target: Target, reduction: _Reduc
         strict=True,
     )  # fmt: skip
     axes = _as_one([_Axis(*g) for g in geometry])
-    channels, scalar = x.shape[-1], SCALAR_OF[x.type.dtype]
+    channels, memory = x.shape[-1], SCALAR_OF[x.type.dtype]
+    scalar = within or memory
     lanes = target.lanes(scalar)
     if channels < lanes:
         lanes = 1 << (channels - 1).bit_length()
     k = KernelBuilder(f"{node.op}_{scalar}", target)
     source, sink = k.param("in0"), k.param("out")
     begin, end = drivers(k)
-    pool = _Pool(k, axes, Type(scalar, lanes), channels, reduction, (x.shape[0], x.strides[0], y.strides[0]), source, sink)
+    types = Type(scalar, lanes), Type(memory, lanes)
+    pool = _Pool(k, axes, *types, channels, reduction, (x.shape[0], x.strides[0], y.strides[0]), source, sink)
     tasks = pool.by_columns(begin, end) if pool.outputs else pool.by_windows(begin, end)
     return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks)]
 
@@ -140,16 +149,20 @@ def _as_one(axes: list[_Axis]) -> list[_Axis]:
 
 @dataclass(frozen=True)
 class _Pool:
-    """batch: images and their strides in input and output."""
+    """memory: of a loaded vector. batch: images and their strides in input and output."""
 
     k: KernelBuilder
     axes: list[_Axis]
     type: Type
+    memory: Type
     channels: int
-    reduction: _Reduction
+    reduction: Reduction
     batch: tuple[int, int, int]
     source: Val
     sink: Val
+
+    def load(self, count: int, at: Val) -> Val:
+        return self.reduction.load(self.k, self.k.load_lanes(self.source, self.memory, count, at))
 
     @property
     def outputs(self) -> int:
@@ -207,7 +220,7 @@ class _Pool:
 
                 def line(offset: Val, carried: Sequence[Val], channel: Val = channel, count: int = count) -> list[Val]:
                     at = start + offset + channel
-                    loaded = [k.load_lanes(self.source, self.type, count, at + c * last.step_in) for c in columns]
+                    loaded = [self.load(count, at + c * last.step_in) for c in columns]
                     return [self.reduction.combine(k, a, v) for a, v in zip(carried, loaded, strict=True)] if carried else loaded
 
                 carried = [k.const(self.reduction.start, self.type)] * len(columns) if ranges else []
@@ -276,7 +289,7 @@ class _Pool:
         def add(offset: Val, tap: Val, carried: Sequence[Val]) -> list[Val]:
             at = start + offset + tap * step
             return [
-                self.reduction.combine(k, a, k.load_lanes(self.source, self.type, count, at + piece))
+                self.reduction.combine(k, a, self.load(count, at + piece))
                 for a, (piece, count) in zip(carried, pieces, strict=True)
             ]
 

@@ -13,6 +13,7 @@ from cortado.compiler.graph import Node
 from cortado.compiler.kernels.driver import Contraction, GroupAxis, contraction_driver
 from cortado.compiler.kernels.geometry import Geometry, conv_geometry, rows_geometry
 from cortado.compiler.kernels.packing import pack_panels
+from cortado.compiler.kernels.quantized_depthwise import lower_q_depthwise, serves_q_depthwise
 from cortado.compiler.kernels.quantized_stage import Staged, stage
 from cortado.compiler.kernels.quantized_tile import Dot
 from cortado.compiler.kernels.requantize import Requantization, multiplier_rows
@@ -33,6 +34,8 @@ def lower_q_conv(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], ta
     group = node.attrs["group"]
     outputs, rank = out.shape[-1] // group, len(x.shape) - 2
     w, zero = centred_weights(node), scale_of(node.inputs[0].type)[1]
+    if serves_q_depthwise(node):
+        return lower_q_depthwise(node, ins, outs, w, requantization(node), target)
     dot = choose_dot(node, w, target)
     begin, end = (0, *node.attrs["pads_begin"]), (0, *node.attrs["pads_end"])
     staged = stage(x, zero, group, dot, begin, end, target)
@@ -77,10 +80,10 @@ def choose_dot(node: Node, w: np.ndarray, target: Target) -> Dot:
 
 
 def dot_core(target: Target, dot: Dot) -> Core:
-    """The cost model's core for 32-bit words. A product that is not added by the same instruction takes a register."""
+    """The cost model's core for 32-bit words. A product that is not added by the same instruction takes registers."""
     core = core_of(target, "i32")
     fused = dot.name == "dot4" or any(feature in target.features for feature in ("+avx512vnni", "+avxvnni"))
-    return replace(core, registers=core.registers - (0 if fused else 1), fused=core.lanes > 1, by_lane=False)
+    return replace(core, registers=core.registers - (0 if fused else 2), fused=core.lanes > 1, by_lane=False)
 
 
 def requantization(node: Node) -> Requantization:

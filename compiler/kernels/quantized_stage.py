@@ -148,7 +148,12 @@ class _Stager:
         lanes = k.target.lanes(self.scalar)
         unroll = 2 if count >= 2 * lanes else 1
         done = count - count % (lanes * unroll)
-        k.loop(0, done, lanes * unroll, lambda i: [self.one(come, go, lanes, i + u * lanes) for u in range(unroll)] and None)
+
+        def vectors(i: Val) -> None:
+            for u in range(unroll):
+                self.one(come, go, lanes, i + u * lanes)
+
+        k.loop(0, done, lanes * unroll, vectors)
         size = lanes
         while done < count:
             while size > count - done:

@@ -16,7 +16,10 @@ from cortado.compiler.kernels.normalize import lower_lrn
 from cortado.compiler.kernels.pointwise import lower_elementwise, lower_pointwise
 from cortado.compiler.kernels.pool import lower_average_pool, lower_max_pool
 from cortado.compiler.kernels.proposals import lower_generate_proposals
+from cortado.compiler.kernels.quantized_average import lower_q_average_pool, lower_q_mean
 from cortado.compiler.kernels.quantized_conv import lower_q_conv, lower_q_fc
+from cortado.compiler.kernels.quantized_pointwise import lower_dequantize, lower_q_add, lower_q_mul, lower_quantize
+from cortado.compiler.kernels.quantized_table import lower_q_softmax, lower_q_table
 from cortado.compiler.kernels.reduce import lower_reduce
 from cortado.compiler.kernels.resize import lower_resize_bilinear, lower_resize_nearest
 from cortado.compiler.kernels.roi import lower_heatmap_keypoint, lower_roi_align, lower_roi_pool
@@ -50,6 +53,14 @@ LOWERINGS: Mapping[str, Lowering] = {
     "fc": lower_fc,
     "q_conv": lower_q_conv,
     "q_fc": lower_q_fc,
+    "q_add": lower_q_add,
+    "q_mul": lower_q_mul,
+    "q_average_pool": lower_q_average_pool,
+    "q_mean": lower_q_mean,
+    "q_softmax": lower_q_softmax,
+    "q_table": lower_q_table,
+    "quantize": lower_quantize,
+    "dequantize": lower_dequantize,
     "batch_matmul": lower_batch_matmul,
     "max_pool": lower_max_pool,
     "average_pool": lower_average_pool,
