@@ -27,7 +27,7 @@ from cortado.compiler.program import KernelCall, Operand, Ref
 from cortado.compiler.target import Target
 
 FEW = 4  # as many dense classes are handled a vector of rows at a time
-UNROLL = 4
+UNROLL = 2
 
 
 def lower_softmax(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:

@@ -145,11 +145,10 @@ def _far(k: KernelBuilder, x: Val) -> tuple[Val, Val, Val]:
     word, shift = at >> 5, at & 31
     words = [_table(k, word, i) for i in range(4)]
     window = [(a << shift) | k.binary("lshr", k.binary("lshr", b, 1), 31 - shift) for a, b in pairwise(words)]
-    wide = Type("i64", x.type.lanes)
-    m, *w = (k.convert(v, wide, "zext") for v in (mantissa, *window))
-    middle = m * w[1] + k.binary("lshr", m * w[2], 32)
-    high = k.convert(m * w[0] + k.binary("lshr", middle, 32), bits.type, "trunc")
-    low = k.convert(middle, bits.type, "trunc")
+    carried = _high_product(k, mantissa, window[2])
+    low = mantissa * window[1] + carried
+    overflow = k.convert(k.compare("ult", low, carried), bits.type, "zext")
+    high = mantissa * window[0] + _high_product(k, mantissa, window[1]) + overflow
     quadrant = k.binary("lshr", high + 0x20000000, 30)
     fraction = high - (quadrant << 30)
     # the fraction's 62 bits in pieces that are exact as floats, then as a sum of two floats, in units of 2^-16 of a quadrant
@@ -166,6 +165,15 @@ def _far(k: KernelBuilder, x: Val) -> tuple[Val, Val, Val]:
     low_part = lead * (UNIT - UNIT_FIRST) + ((value - lead) + rest) * UNIT
     r = exact + low_part
     return quadrant, r, (exact - r) + low_part
+
+
+def _high_product(k: KernelBuilder, a: Val, b: Val) -> Val:
+    """The upper 32 of the 64 bits of an unsigned product, from products of 16 bits: not every core has more."""
+    a_low, a_high = a & 0xFFFF, k.binary("lshr", a, 16)
+    b_low, b_high = b & 0xFFFF, k.binary("lshr", b, 16)
+    lower = a_high * b_low + k.binary("lshr", a_low * b_low, 16)
+    upper = a_low * b_high + (lower & 0xFFFF)
+    return a_high * b_high + k.binary("lshr", lower, 16) + k.binary("lshr", upper, 16)
 
 
 def _table(k: KernelBuilder, word: Val, offset: int) -> Val:
