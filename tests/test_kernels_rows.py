@@ -11,7 +11,7 @@ from lowered import TARGETS, check, node_of
 from native import runnable_targets
 
 from cortado.backends.targets import find_target
-from cortado.compiler.kernels.normalize import lower_batch_norm, lower_lrn
+from cortado.compiler.kernels.normalize import lower_lrn
 from cortado.compiler.kernels.reduce import lower_reduce
 from cortado.compiler.kernels.resize import lower_resize_bilinear, lower_resize_nearest
 from cortado.compiler.kernels.softmax import lower_softmax
@@ -112,13 +112,6 @@ def test_lrn(channels: int, size: int, beta: float, target: Target) -> None:
     x = normal((2, 1, 2, channels))
     attrs = {"size": size, "alpha": 1e-2, "beta": beta, "bias": 1.5}
     check(lower_lrn, node_of("lrn", [x], attrs), [x], target, rtol=2e-6, pad=channels % 4)
-
-
-@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
-def test_batch_norm(target: Target) -> None:
-    x = normal((2, 5, 19))
-    arrays = [x, *(normal((19,), seed) for seed in (1, 2, 3)), np.abs(normal((19,), 4))]
-    check(lower_batch_norm, node_of("batch_norm", arrays, {"epsilon": 1e-5}), arrays, target, rtol=1e-6, atol=1e-6)
 
 
 def scaled(x: np.ndarray, scale_h: float, scale_w: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Normalizations over channels: local response, and batch norm where it was not folded away."""
+"""Local response normalization over channels."""
 
 from __future__ import annotations
 
@@ -9,22 +9,10 @@ from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.loops import collapse, drivers, leading_axes, nest, position, task_loop
 from cortado.compiler.kernels.math import fma
-from cortado.compiler.kernels.pointwise import map_elements
 from cortado.compiler.kernels.scalar import emit_op, require_float32
 from cortado.compiler.lang import Type
 from cortado.compiler.program import KernelCall, Operand, Ref
 from cortado.compiler.target import Target
-
-
-def lower_batch_norm(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
-    """(x - mean) * (scale / sqrt(variance + epsilon)) + bias."""
-    epsilon = node.attrs["epsilon"]
-
-    def compute(k: KernelBuilder, values: Sequence[Val]) -> Val:
-        x, scale, bias, mean, variance = values
-        return (x - mean) * (scale / k.virtual("sqrt", variance + epsilon)) + bias
-
-    return map_elements("batch_norm", compute, ins, outs[0], target)
 
 
 def lower_lrn(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
