@@ -29,6 +29,7 @@ class Model:
     inputs, outputs: TensorInfo by the source's names, in the source's order. An output with a `count` has that shape at most: `run` gives
     as many rows as there are.
     preprocess: how pictures become the input, where `compile` was told.
+    quantization: for int8, the calibration's hash, what was chosen, and range, scale and error of every tensor; else None.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -40,6 +41,7 @@ class Model:
         self.inputs: dict[str, TensorInfo] = dict(manifest.inputs)
         self._counts = {name: info.count for name, info in manifest.outputs if info.count is not None}
         self.outputs: dict[str, TensorInfo] = {n: info for n, info in manifest.outputs if n not in self._counts.values()}
+        self.quantization = manifest.quantization
         self.preprocess = None if manifest.preprocess is None else Preprocess.from_dict(manifest.preprocess)
 
     def run(self, feeds: Mapping[str, np.ndarray], threads: int = 1) -> dict[str, np.ndarray]:
@@ -63,7 +65,9 @@ class Model:
     def report(self) -> Report:
         """Bytes of code, weights, arena and stack; multiply-adds per step. str() of it is a table."""
         manifest = self._bundle.manifest
-        return Report(self.name, manifest.target.name, self.inputs, self.outputs, manifest.sizes, manifest.steps)
+        return Report(
+            self.name, manifest.target.name, self.inputs, self.outputs, manifest.sizes, manifest.steps, manifest.quantization
+        )
 
     def __repr__(self) -> str:
         return f"<cortado.Model {self.name} for {self._bundle.manifest.target.name}>"

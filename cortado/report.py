@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ class Report:
     outputs: dict[str, TensorInfo]
     sizes: Sizes
     steps: tuple[StepInfo, ...]
+    quantization: Mapping[str, Any] | None = None
 
     @property
     def macs(self) -> int:
@@ -37,6 +39,7 @@ class Report:
             "sizes": asdict(self.sizes),
             "macs": self.macs,
             "steps": [asdict(step) for step in self.steps],
+            "quantization": self.quantization,
         }
 
     def __str__(self) -> str:
@@ -61,4 +64,21 @@ class Report:
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         for name, op, macs, share, origin in rows:
             lines.append(f"  {name:{widths[0]}}  {op:{widths[1]}}  {macs:>{widths[2]}}  {share:>{widths[3]}}  {origin}".rstrip())
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._quantized()])
+
+    def _quantized(self) -> list[str]:
+        """Range, scale and error of every int8 tensor."""
+        if self.quantization is None:
+            return []
+        found = self.quantization
+        how = found["method"] + " ranges" + ", biases corrected" * found["bias_correction"]
+        how += f", {found['equalized_layers']} layers equalized" if found["equalized_layers"] else ""
+        lines = ["", f"int8 by {found['samples']} samples: {how}; calibration {found['calibration'][:16]}", ""]
+        rows = [("tensor", "from", "to", "scale", "zero", "signal to noise")]
+        for t in found["tensors"]:
+            snr = "" if t["snr_db"] is None else f"{t['snr_db']:.1f} dB"
+            rows.append((t["name"], f"{t['low']:.5g}", f"{t['high']:.5g}", f"{t['scale']:.5g}", str(t["zero_point"]), snr))
+        widths = [max(len(row[column]) for row in rows) for column in range(6)]
+        for name, *numbers in rows:
+            lines.append(f"  {name:{widths[0]}}  " + "  ".join(f"{n:>{w}}" for n, w in zip(numbers, widths[1:], strict=True)))
+        return lines

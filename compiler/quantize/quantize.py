@@ -40,7 +40,8 @@ def calibrate(
     """
     plan = _plan(graph, {})
     observer = Observer(plan, make_executor)
-    record, kept = observe(observer, samples, config.evaluate, progress)
+    keep = config.samples_for(sum(value.type.size for value in plan.observed))
+    record, kept = observe(observer, samples, keep, progress)
     if before is not None:
         check_record(plan, before)
         record = before.merged(record)

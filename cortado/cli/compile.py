@@ -15,6 +15,7 @@ from cortado.cli.options import (
     json_option,
     preprocess_options,
     source_options,
+    warnings_shown,
 )
 
 
@@ -43,7 +44,7 @@ def compile_command(
       cortado compile squeezenet/ --input data=1,3,227,227 --target cortex-a76@android -o build/phone
     """
     target = arguments.given.get("target", "host")
-    with progress(f"compiling {source.path} for {target}"):
+    with progress(f"compiling {source.path} for {target}"), warnings_shown():
         model = arguments.compile(source, preprocess)
         folder = output or Path("build") / source.path.resolve().stem / target
         model.save(folder)

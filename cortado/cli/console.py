@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 import click
@@ -22,6 +22,13 @@ def progress(what: str) -> Iterator[None]:
     else:
         click.echo(what, err=True)
         yield
+
+
+def stage_shower() -> Callable[[str, int], None]:
+    """Takes a stage and a count; on a terminal they are one line on stderr that changes, elsewhere nothing."""
+    if not sys.stderr.isatty():
+        return lambda stage, count: None
+    return lambda stage, count: click.echo(f"\r{stage} {count} ", nl=False, err=True)
 
 
 def print_json(document: dict[str, Any]) -> None:

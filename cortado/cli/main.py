@@ -21,6 +21,7 @@ from cortado.cli.ops import ops_command
 from cortado.cli.report import report_command
 from cortado.cli.run import run_command
 from cortado.cli.targets import targets_command
+from cortado.cli.verify import verify_command
 from cortado.errors import CortadoError, FitError
 
 CHECK_FAILED, BAD_INPUT, BUG, INTERRUPTED = 1, 2, 70, 130
@@ -37,7 +38,16 @@ def cli() -> None:
     """
 
 
-for command in (compile_command, run_command, inspect_command, report_command, targets_command, ops_command, demo_command):
+for command in (
+    compile_command,
+    run_command,
+    inspect_command,
+    report_command,
+    verify_command,
+    targets_command,
+    ops_command,
+    demo_command,
+):
     cli.add_command(command)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,9 +18,15 @@ from cortado.preprocess import FILTERS, LAYOUTS, Preprocess
 if TYPE_CHECKING:
     from cortado import Model
     from cortado.compiler.graph import Graph
+    from cortado.compiler.quantize.record import CalibrationRecord
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Shape = tuple[int, ...]
+COMPILE_KEYS = (
+    "target", "name", "dtype", "calibrate", "calibration_samples", "save_calibration", "io_dtype", "optimize_for", "threads",
+    "separate_weights", "strict",
+)  # fmt: skip
+CALIBRATION_KEYS = ("calibrate", "calibration_samples", "save_calibration")
 
 
 class InputShape(click.ParamType):
@@ -72,16 +80,40 @@ class CompileArguments:
 
     def compile(self, source: ModelSource, preprocess: dict[str, Any]) -> Model:
         """preprocess: fields for the model's first input, where any are given."""
+        return self.compile_graph(source.load(), source, preprocess)
+
+    def compile_graph(self, graph: Graph, source: ModelSource, preprocess: dict[str, Any]) -> Model:
+        """As `compile`, for the source's graph."""
         import cortado
 
-        graph = source.load()
         record = None
         if preprocess:
             if not graph.inputs:
                 raise OptionError(f"{source.path} has no input that pictures could be prepared for")
             first = graph.inputs[0]
             record = Preprocess.for_input(first.name, first.types[0].shape, graph.layouts.get(first.name, ""), preprocess)
-        return cortado.compile(graph, preprocess=record, **self.given)
+        given = {key: value for key, value in self.given.items() if key not in CALIBRATION_KEYS}
+        if "calibrate" in self.given:
+            given["calibration"] = self._calibration(graph, preprocess)
+        return cortado.compile(graph, preprocess=record, **given)
+
+    def _calibration(self, graph: Graph, preprocess: dict[str, Any]) -> CalibrationRecord:
+        """The saved record that --calibrate names, or one made of the samples there; kept where --save-calibration says."""
+        import cortado
+        from cortado.cli.console import stage_shower
+        from cortado.compiler.quantize.record import is_record, load_record
+        from cortado.samples import read_samples
+
+        path = self.given["calibrate"]
+        if self.given.get("dtype") != "int8":
+            raise OptionError("--calibrate is for --dtype int8")
+        if path.is_file() and is_record(path):
+            return load_record(path)
+        samples = read_samples(path, graph, preprocess, 0, self.given.get("calibration_samples"))
+        record = cortado.calibrate(graph, (sample.feeds for sample in samples), progress=stage_shower())
+        if "save_calibration" in self.given:
+            record.save(self.given["save_calibration"])
+        return record
 
     def open_or_compile(self, source: ModelSource) -> Model:
         """The saved bundle, or the model file compiled now with these options."""
@@ -94,6 +126,18 @@ class CompileArguments:
                 f"{source.path} is compiled already: it takes no --init, --input, --target or other compile options"
             )
         return cortado.open(source.path)
+
+
+@contextlib.contextmanager
+def warnings_shown() -> Iterator[None]:
+    """Warnings of the compiler as lines on stderr, without Python's file and line."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for warning in caught:
+                click.echo(f"cortado: warning: {warning.message}", err=True)
 
 
 def gathered(name: str, options: list[Callable[[Command], Command]], make: Callable[..., Any], keys: tuple[str, ...]) -> Any:
