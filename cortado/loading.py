@@ -10,7 +10,7 @@ import numpy as np
 
 from cortado.compiler.graph import Graph
 from cortado.compiler.importers.caffe2 import evaluate_net, import_net, plan_net
-from cortado.compiler.types import NUMPY_DTYPE, TensorType
+from cortado.compiler.types import NUMPY_DTYPE, Quant, TensorType
 from cortado.errors import InputError, UnsupportedError
 from cortado.proto.caffe2 import NetDef
 from cortado.source import Nets, arrays_from_npz, checked_array, external_reads, read_init, read_nets
@@ -33,16 +33,17 @@ def load_graph(
     try:
         plan = plan_net(nets.predict, outputs, nets.where)
         wanted = [name for name in plan.reads if name not in types]
-        return import_net(plan, _blobs(nets, init, wanted), types)
+        blobs, quants = _blobs(nets, init, wanted)
+        return import_net(plan, blobs, types, quants)
     except MemoryError:
         raise InputError(f"{nets.where}: the weights do not fit this machine's memory") from None
 
 
-def _blobs(nets: Nets, init: Any, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    """The wanted blobs, those of them that `init`, or else the init net beside the source, gives."""
+def _blobs(nets: Nets, init: Any, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, Quant]]:
+    """The wanted blobs, those of them that `init`, or else the init net beside the source, gives, and how they are quantized."""
     given = nets.init if init is None else read_init(init)
     if given is None:
-        return {}
+        return {}, {}
     where = nets.init_where if init is None else f"init net {init}" if isinstance(init, (str, os.PathLike)) else "init net"
     if isinstance(given, NetDef):
         writes = {name for op in nets.predict.operators for name in op.outputs}
@@ -51,7 +52,7 @@ def _blobs(nets: Nets, init: Any, wanted: Sequence[str]) -> dict[str, np.ndarray
         return evaluate_net(given, wanted, where)
     if not isinstance(given, dict):
         given = arrays_from_npz(given, wanted)
-    return {name: checked_array(name, given[name], "init") for name in wanted if name in given}
+    return {name: checked_array(name, given[name], "init") for name in wanted if name in given}, {}
 
 
 def _input_types(inputs: Mapping[str, Any]) -> dict[str, TensorType]:

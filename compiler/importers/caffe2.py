@@ -19,6 +19,7 @@ from cortado.compiler.importers import (
     caffe2_elementwise,
     caffe2_fill,
     caffe2_image,
+    caffe2_int8,
     caffe2_join,
     caffe2_normalize,
     caffe2_patches,
@@ -37,7 +38,7 @@ from cortado.compiler.importers.caffe2_call import MAX_FILL, MAX_FILLS, Call, Op
 from cortado.compiler.importers.caffe2_unsupported import REASONS
 from cortado.compiler.importers.layouts import boundary_layouts
 from cortado.compiler.ops.checks import bounded
-from cortado.compiler.types import TensorType
+from cortado.compiler.types import Quant, TensorType
 from cortado.errors import CortadoError, FormatError, InputError, ShapeError, UnsupportedError
 from cortado.proto.caffe2 import NetDef
 
@@ -53,6 +54,7 @@ OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
         **caffe2_reduce.OPERATORS,
         **caffe2_fill.OPERATORS,
         **caffe2_image.OPERATORS,
+        **caffe2_int8.OPERATORS,
         **caffe2_distance.OPERATORS,
         **caffe2_normalize.OPERATORS,
         **caffe2_patches.OPERATORS,
@@ -63,6 +65,9 @@ OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
         **caffe2_sparse.OPERATORS,
     }
 )
+
+
+NO_QUANTS: Mapping[str, Quant] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -127,10 +132,12 @@ def _absent_outputs(absent: Sequence[str], known: Iterable[str], where: str, dec
     return InputError(f"{where}: outputs= names blobs that the net does not have: {hints}")
 
 
-def import_net(plan: Plan, blobs: Mapping[str, np.ndarray], inputs: Mapping[str, TensorType]) -> Graph:
+def import_net(
+    plan: Plan, blobs: Mapping[str, np.ndarray], inputs: Mapping[str, TensorType], quants: Mapping[str, Quant] = NO_QUANTS
+) -> Graph:
     """The graph of a planned net.
 
-    blobs: arrays that become constants. inputs: types of the blobs that the user feeds; they win over `blobs`.
+    blobs: arrays that become constants; quants: the quantization of those that have one. inputs: types of the blobs that the user feeds; they win over `blobs`.
     UnsupportedError names everything that cannot be compiled, InputError everything that is missing.
     """
     unknown = _unknown_operators(plan)
@@ -150,7 +157,10 @@ def import_net(plan: Plan, blobs: Mapping[str, np.ndarray], inputs: Mapping[str,
     work = _Import(plan, scope, problems=unknown)
     feeds = _feeds(plan, inputs, scope)
     for name in plan.reads:
-        work.values[Blob(name, 0)] = feeds[name].out() if name in feeds else constant(blobs[name], scope.version(name), (name,))
+        if name in feeds:
+            work.values[Blob(name, 0)] = feeds[name].out()
+        else:
+            work.values[Blob(name, 0)] = constant(blobs[name], scope.version(name), (name,), quant=quants.get(name))
     for step in plan.steps:
         _run(work, step)
     if work.problems:
@@ -166,17 +176,18 @@ def import_net(plan: Plan, blobs: Mapping[str, np.ndarray], inputs: Mapping[str,
     return Graph(graph.name, graph.inputs, graph.outputs, boundary_layouts(graph, scope.layouts), counts)
 
 
-def evaluate_net(net: NetDef, wanted: Iterable[str], where: str) -> dict[str, np.ndarray]:
-    """What a net that reads nothing (an init net) leaves in the wanted blobs, those of them that it writes."""
+def evaluate_net(net: NetDef, wanted: Iterable[str], where: str) -> tuple[dict[str, np.ndarray], dict[str, Quant]]:
+    """What a net that reads nothing (an init net) leaves in the wanted blobs, those of them that it writes, and how it is quantized."""
     written = {name for op in net.operators for name in op.outputs}
     names = [name for name in wanted if name in written]
     if not names:
-        return {}
+        return {}, {}
     graph = import_net(plan_net(net, names, where), {}, {})
+    quants = {name: value.type.quant for name, value in graph.outputs if value.type.quant is not None}
     ready = {name: value.constant for name, value in graph.outputs if value.constant is not None}
     rest = Graph(graph.name, (), tuple((name, value) for name, value in graph.outputs if name not in ready))
     try:
-        return {**ready, **evaluated(rest, MAX_FILL)}
+        return {**ready, **evaluated(rest, MAX_FILL)}, quants
     except ShapeError as error:
         raise ShapeError(f"{where}: {error}") from None
 

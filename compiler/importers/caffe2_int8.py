@@ -1,0 +1,390 @@
+"""Caffe2's quantized operators (Int8...): uint8 tensors of one scale each, always channels last, with QNNPACK's arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from cortado.compiler.graph import Value, constant
+from cortado.compiler.importers import caffe2_join, caffe2_shape
+from cortado.compiler.importers.caffe2_call import FIRST, FLOAT32, MANY, Call, OpSpec
+from cortado.compiler.importers.caffe2_window import SAME, read_window
+from cortado.compiler.ops.checks import show
+from cortado.compiler.ops.resize import resized
+from cortado.compiler.types import Quant
+from cortado.errors import FormatError, ShapeError, UnsupportedError
+
+Results = Sequence[Value | None]
+EITHER = frozenset({(0, 0), (1, 0)})
+UINT8, INT32 = frozenset({"uint8"}), frozenset({"int32"})
+LARGEST_SCALE = 1 << 16
+
+
+# --- quantization and order ---
+
+
+def output_quant(call: Call) -> Quant:
+    """Arguments Y_scale and Y_zero_point; 1 and 0 where absent."""
+    scale, zero = call.args.number("Y_scale", 1.0), call.args.integer("Y_zero_point", 0)
+    if not (scale > 0 and math.isfinite(scale)):
+        raise FormatError(f"argument 'Y_scale' is {scale}; it must be above 0")
+    if not 0 <= zero <= 255:
+        raise FormatError(f"argument 'Y_zero_point' is {zero}; it must be 0 to 255")
+    return Quant((float(np.float32(scale)),), (zero,))
+
+
+def input_quant(call: Call, position: int = 0) -> Quant:
+    """The quantization of an input. ShapeError where it is none of uint8."""
+    call.dtype(UINT8, position)
+    quant = call.inputs[position].type.quant
+    if quant is None:
+        raise ShapeError(
+            f"input '{call.operator.inputs[position]}' has no scale: it must come from an Int8 operator, not be fed as bytes"
+        )
+    return quant
+
+
+def same_quant(call: Call) -> Quant:
+    """The input's quantization, which the arguments must repeat."""
+    quant, wanted = input_quant(call), output_quant(call)
+    if quant != wanted:
+        raise FormatError(
+            f"the output's scale and zero point ({wanted.scales[0]:.7g}, {wanted.zero_points[0]}) must be those of the input "
+            f"({quant.scales[0]:.7g}, {quant.zero_points[0]})"
+        )
+    return quant
+
+
+def _result(call: Call, relu: bool = False) -> dict[str, Any]:
+    quant = output_quant(call)
+    return {"quant": quant, "dtype": "uint8", "rounding": "qnnpack", "lo": quant.zero_points[0] if relu else 0, "hi": 255}
+
+
+def _image(call: Call, default: str = "NCHW") -> None:
+    order = call.args.text("order", default)
+    if order not in ("NHWC", "nhwc"):
+        raise FormatError(f"argument 'order' is '{order}'; {call.operator.type} exists for order NHWC only")
+    if len(call.x.shape) != 4:
+        raise ShapeError(f"the input '{call.operator.inputs[0]}' is {show(call.x.shape)}; {call.operator.type} takes 4 axes")
+
+
+def _by_table(call: Call, function: Callable[[np.ndarray], np.ndarray], quant: Quant) -> Value:
+    """function: int64[256] bytes to bytes."""
+    table = function(np.arange(256)).astype(np.uint8)
+    table.flags.writeable = False
+    return call.node("q_table", (call.x,), {"table": table, "quant": quant, "dtype": "uint8"})
+
+
+# --- products ---
+
+
+def _products(call: Call) -> None:
+    input_quant(call)
+    input_quant(call, 1)
+    call.dtype(INT32, 2)
+
+
+def _convolution(relu: bool) -> Callable[[Call], Results]:
+    def build(call: Call) -> Results:
+        _products(call)
+        _image(call)
+        x, w, _ = call.inputs
+        window = read_window(call.args)
+        if window.whole:
+            raise UnsupportedError("a convolution with global_pooling is not supported: give the kernel size")
+        attrs: dict[str, Any] = dict(window.fit(x.shape[1:-1]))
+        if window.legacy == SAME and min((*attrs["pads_begin"], *attrs["pads_end"])) < 0:
+            raise FormatError("legacy_pad SAME with a stride above the kernel would need negative pads")
+        kernel, group = attrs.pop("kernel"), call.args.integer("group", 1)
+        wanted = f"[outputs,{','.join(map(str, kernel))},channels/group]"
+        if len(w.shape) != 4 or kernel != w.shape[1:-1]:
+            raise ShapeError(f"the filter '{call.operator.inputs[1]}' is {show(w.shape)}; it must be {wanted}")
+        call.shape(2, (w.shape[0],), "bias")
+        return (call.node("q_conv", call.inputs, {**attrs, "group": group, **_result(call, relu)}),)
+
+    return build
+
+
+def _fully_connected(call: Call) -> Results:
+    """The input is flattened after its first axis, whatever `axis` says."""
+    _products(call)
+    x = call.x
+    if not x.shape:
+        raise ShapeError(f"the input '{call.operator.inputs[0]}' has no axes; it needs at least one")
+    flat = call.reshaped(x, (x.shape[0], math.prod(x.shape[1:])), "flat")
+    return (call.node("q_fc", (flat, *call.inputs[1:]), _result(call)),)
+
+
+def _transposed_convolution(call: Call) -> Results:
+    """As a convolution that makes the s * s outputs between neighbouring inputs as channels, which then take their places."""
+    _products(call)
+    _image(call)
+    window, x, w = read_window(call.args), call.x, call.inputs[1]
+    filters, bias = w.constant, call.inputs[2].constant
+    if filters is None or bias is None:
+        raise UnsupportedError("the filter and the bias of a quantized transposed convolution must be constants")
+    if len(w.shape) != 4 or w.shape[0] != x.shape[-1] or w.shape[1:3] != window.kernel:
+        wanted = f"[{x.shape[-1]},{','.join(map(str, window.kernel))},outputs]"
+        raise ShapeError(f"the filter '{call.operator.inputs[1]}' is {show(w.shape)}; it must be {wanted}")
+    call.shape(2, (w.shape[-1],), "bias")
+    strides, outputs = window.strides, w.shape[-1]
+    adjs = call.args.integers("adjs") or (call.args.integer("adj", 0),) * 2
+    adjs = tuple(call.args.integer(name, default) for name, default in zip(("adj_h", "adj_w"), adjs, strict=True))
+    sizes = [(n - 1) * s + k + more for n, s, k, more in zip(x.shape[1:3], strides, window.kernel, adjs, strict=True)]
+    stops = [size - tail for size, tail in zip(sizes, window.pads[2:], strict=True)]
+    if any(stop <= head for stop, head in zip(stops, window.pads, strict=False)):
+        raise ShapeError(f"pads {show(window.pads)} leave nothing of an output of {show(sizes)}")
+    phases = _phase_filters(filters, strides, input_quant(call, 1).zero_points[0])
+    taps, cells = phases.shape[1:3], [-(-size // s) for size, s in zip(sizes, strides, strict=True)]
+    attrs = {
+        "strides": (1, 1), "dilations": (1, 1), "group": 1, "pads_begin": tuple(t - 1 for t in taps),
+        "pads_end": tuple(c - n for c, n in zip(cells, x.shape[1:3], strict=True)), **_result(call),
+    }  # fmt: skip
+    packed = constant(phases, call.scope.helper(f"{call.names[0]}/phases"), (call.operator.label,), quant=w.type.quant)
+    biases = call.side(np.tile(bias, math.prod(strides)), "biases")
+    y = call.helper("q_conv", (x, packed, biases), "cells", attrs)
+    y = call.reshaped(y, (x.shape[0], *cells, *strides, outputs), "split")
+    y = call.transposed(y, (0, 1, 3, 2, 4, 5), "woven")
+    y = call.reshaped(y, (x.shape[0], cells[0] * strides[0], cells[1] * strides[1], outputs), "whole")
+    return (call.node("slice", (y,), {"starts": (0, *window.pads[:2], 0), "stops": (x.shape[0], *stops, outputs)}),)
+
+
+def _phase_filters(w: np.ndarray, strides: Sequence[int], zero: int) -> np.ndarray:
+    """w[C,KH,KW,M] -> [SH*SW*M,TH,TW,C]: for each place between inputs the taps that reach it, last ones first."""
+    taps = [-(-k // s) for k, s in zip(w.shape[1:3], strides, strict=True)]
+    room = [(0, t * s - k) for t, s, k in zip(taps, strides, w.shape[1:3], strict=True)]
+    padded = np.pad(w, [(0, 0), *room, (0, 0)], constant_values=zero)
+    split = padded.reshape(w.shape[0], taps[0], strides[0], taps[1], strides[1], w.shape[-1])[:, ::-1, :, ::-1]
+    return np.ascontiguousarray(split.transpose(2, 4, 5, 1, 3, 0)).reshape(-1, *taps, w.shape[0])
+
+
+def _add(relu: bool) -> Callable[[Call], Results]:
+    def build(call: Call) -> Results:
+        input_quant(call)
+        input_quant(call, 1)
+        call.shape(1, call.x.shape, "second input")
+        return (call.node("q_add", call.inputs, _result(call, relu)),)
+
+    return build
+
+
+# --- pools ---
+
+
+def _window(call: Call) -> dict[str, Any]:
+    _image(call)
+    window = read_window(call.args)
+    if window.kernel == (1, 1):
+        raise FormatError(f"{call.operator.type} takes no kernel of 1 x 1")
+    return dict(window.fit(call.x.shape[1:-1]))
+
+
+def _average_pool(relu: bool) -> Callable[[Call], Results]:
+    """The divisor is always the kernel's area; padding counts as the zero point."""
+
+    def build(call: Call) -> Results:
+        input_quant(call)
+        return (call.node("q_average_pool", (call.x,), {**_window(call), "count_include_pad": True, **_result(call, relu)}),)
+
+    return build
+
+
+def _max_pool(relu: bool) -> Callable[[Call], Results]:
+    def build(call: Call) -> Results:
+        quant = same_quant(call)
+        attrs = _window(call)
+        if not relu:
+            return (call.node("max_pool", (call.x,), attrs),)
+        pooled = call.helper("max_pool", (call.x,), "pooled", attrs)
+        table = np.maximum(np.arange(256), quant.zero_points[0]).astype(np.uint8)
+        table.flags.writeable = False
+        return (call.node("q_table", (pooled,), {"table": table, "quant": quant, "dtype": "uint8"}),)
+
+    return build
+
+
+# --- functions of one tensor ---
+
+
+def _relu(call: Call) -> Results:
+    quant = same_quant(call)
+    return (_by_table(call, lambda byte: np.maximum(byte, quant.zero_points[0]), quant),)
+
+
+def _leaky_relu(call: Call) -> Results:
+    x, y, alpha = input_quant(call), output_quant(call), np.float32(call.args.number("alpha", 0.01))
+    if not 0 < alpha < 1:
+        raise FormatError(f"argument 'alpha' is {alpha}; it must be above 0 and below 1")
+    ratio, zero = np.float32(x.scales[0]) / np.float32(y.scales[0]), y.zero_points[0]
+
+    def leaky(byte: np.ndarray) -> np.ndarray:
+        value = (byte - x.zero_points[0]).astype(np.float32) * ratio
+        value = np.where(value < 0, value * alpha, value)
+        return np.rint(np.clip(value, np.float32(-zero), np.float32(255 - zero))) + zero
+
+    return (_by_table(call, leaky, y),)
+
+
+def _unit_quant(call: Call) -> Quant:
+    """The output of sigmoid and softmax: 256 steps from 0 to 1."""
+    quant = output_quant(call)
+    if quant != Quant((2.0**-8,), (0,)):
+        raise FormatError(f"{call.operator.type} gives a scale of 1/256 and a zero point of 0; the arguments say otherwise")
+    return quant
+
+
+def _sigmoid(call: Call) -> Results:
+    x, quant = input_quant(call), _unit_quant(call)
+
+    def sigmoid(byte: np.ndarray) -> np.ndarray:
+        value = np.float32(x.scales[0]) * (byte - x.zero_points[0]).astype(np.float32)
+        powers = np.array([float(Decimal(float(-v)).exp()) for v in value]).astype(np.float32)
+        return np.minimum(np.rint(np.float32(256) / (np.float32(1) + powers)), 255)
+
+    return (_by_table(call, sigmoid, quant),)
+
+
+def _softmax(call: Call) -> Results:
+    """Over everything but the first axis."""
+    input_quant(call)
+    quant, shape = _unit_quant(call), call.x.shape
+    if not shape:
+        raise ShapeError(f"the input '{call.operator.inputs[0]}' has no axes; it needs at least one")
+    flat = call.reshaped(call.x, (shape[0], math.prod(shape[1:])), "flat")
+    attrs = {"axis": 1, "quant": quant, "dtype": "uint8"}
+    if len(shape) == 2:
+        return (call.node("q_softmax", (flat,), attrs),)
+    return (call.as_output(call.helper("q_softmax", (flat,), "softmax", attrs), shape),)
+
+
+def _quantize(call: Call) -> Results:
+    call.dtype(FLOAT32)
+    return (call.node("quantize", (call.x,), {"quant": output_quant(call), "dtype": "uint8"}),)
+
+
+def _dequantize(call: Call) -> Results:
+    input_quant(call)
+    return (call.node("dequantize", (call.x,)),)
+
+
+# --- movement ---
+
+
+def _moved(build: Callable[[Call], Results], checked: bool = True) -> Callable[[Call], Results]:
+    """The float operator's importer, for one whose elements only move. checked: the arguments must repeat the scale."""
+
+    def wrapped(call: Call) -> Results:
+        quant = same_quant(call) if checked else input_quant(call)
+        first, *rest = build(call)
+        if first is not None and first.constant is not None and first.type.quant is None:
+            first = constant(first.constant, call.names[0], (call.operator.label,), quant=quant)
+        return (first, *rest)
+
+    return wrapped
+
+
+def _concat(call: Call) -> Results:
+    """All inputs are taken to have the first one's scale, as Caffe2 does: nothing is rescaled."""
+    quant = same_quant(call)
+    default = {"NHWC": 3, "NCHW": 1, "": 0}.get(call.args.text("order", "").upper(), 0)
+    axis = call.axis(call.args.integer("axis", default), len(call.x.shape))
+    table = np.arange(256, dtype=np.uint8)
+    table.flags.writeable = False
+    parts = []
+    for position, value in enumerate(call.inputs):
+        if input_quant(call, position) != quant:
+            attrs = {"table": table, "quant": quant, "dtype": "uint8"}
+            value = call.helper("q_table", (value,), f"as_first_{position}", attrs)
+        parts.append(value)
+    return (call.node("concat", parts, {"axis": axis}), *[None] * (len(call.operator.outputs) - 1))
+
+
+def _resize_nearest(call: Call) -> Results:
+    same_quant(call)
+    _image(call, "NHWC")
+    scales = call.args.number("height_scale", 1.0), call.args.number("width_scale", 1.0)
+    if not all(0 < scale <= LARGEST_SCALE for scale in scales):
+        raise ShapeError(
+            f"scales of {scales[0]} and {scales[1]} are impossible: they must be above 0 and at most {LARGEST_SCALE}"
+        )
+    attrs = {
+        "scale_h": scales[0], "scale_w": scales[1], "out_h": resized(call.x.shape[1], scales[0]),
+        "out_w": resized(call.x.shape[2], scales[1]),
+    }  # fmt: skip
+    return (call.node("resize_nearest", (call.x,), attrs),)
+
+
+def _channel_shuffle(call: Call) -> Results:
+    same_quant(call)
+    _image(call)
+    group, shape = call.args.integer("group", 1), call.x.shape
+    if not (call.args.has("kernel") or call.args.has("kernels")):
+        raise FormatError("no kernel size: Int8ChannelShuffle wants argument 'kernel', though it uses none")
+    if group < 2 or shape[-1] % group:
+        raise ShapeError(f"group {group} must be at least 2 and divide the channels of the input {show(shape)}")
+    parts = call.reshaped(call.x, (*shape[:-1], group, shape[-1] // group), "groups")
+    return (call.as_output(call.transposed(parts, (0, 1, 2, 4, 3), "shuffled"), shape),)
+
+
+# --- fills ---
+
+
+def _given(call: Call) -> Results:
+    """Bytes from one string."""
+    stored = _bytes(call)
+    quant = output_quant(call)
+    return (constant(stored, call.names[0], (call.operator.label,), quant=quant),)
+
+
+def _bytes(call: Call) -> np.ndarray:
+    shape, strings = call.args.wide_integers("shape"), call.args.raw("values").strings
+    text = b"".join(strings) if strings else call.args.raw("values").s or b""
+    if any(size < 0 for size in shape) or len(text) != math.prod(shape):
+        raise ShapeError(f"argument 'values' holds {len(text)} bytes, but the shape {show(shape)} needs {math.prod(shape)}")
+    return np.frombuffer(text, np.uint8).reshape(shape)
+
+
+def _given_int(call: Call) -> Results:
+    """int32 biases; their scale is implied by what reads them."""
+    shape, values = call.args.wide_integers("shape"), call.args.raw("values").ints
+    if any(size < 0 for size in shape) or len(values) != math.prod(shape):
+        raise ShapeError(f"argument 'values' holds {len(values)} numbers, but the shape {show(shape)} needs {math.prod(shape)}")
+    return (call.constant(values.astype(np.int32).reshape(shape)),)
+
+
+OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
+    {
+        "Int8Conv": OpSpec(_convolution(False), inputs=(3, 3)),
+        "Int8ConvRelu": OpSpec(_convolution(True), inputs=(3, 3)),
+        "Int8ConvTranspose": OpSpec(_transposed_convolution, inputs=(3, 3)),
+        "Int8FC": OpSpec(_fully_connected, inputs=(3, 3)),
+        "Int8Add": OpSpec(_add(False), inputs=(2, 2), in_place=EITHER),
+        "Int8AddRelu": OpSpec(_add(True), inputs=(2, 2), in_place=EITHER),
+        "Int8Sum": OpSpec(_add(False), inputs=(2, 2), in_place=EITHER),
+        "Int8SumRelu": OpSpec(_add(True), inputs=(2, 2), in_place=EITHER),
+        "Int8AveragePool": OpSpec(_average_pool(False)),
+        "Int8AveragePoolRelu": OpSpec(_average_pool(True)),
+        "Int8MaxPool": OpSpec(_max_pool(False)),
+        "Int8MaxPoolRelu": OpSpec(_max_pool(True)),
+        "Int8Relu": OpSpec(_relu, in_place=FIRST),
+        "Int8LeakyRelu": OpSpec(_leaky_relu, in_place=FIRST),
+        "Int8Sigmoid": OpSpec(_sigmoid),
+        "Int8Softmax": OpSpec(_softmax),
+        "Int8Quantize": OpSpec(_quantize),
+        "Int8Dequantize": OpSpec(_dequantize),
+        "Int8Concat": OpSpec(_concat, inputs=(1, MANY), outputs=(1, 2)),
+        "Int8Reshape": OpSpec(_moved(caffe2_shape.OPERATORS["Reshape"].build, False), (1, 2), (2, 2), FIRST),
+        "Int8Flatten": OpSpec(_moved(caffe2_shape.OPERATORS["Flatten"].build)),
+        "Int8Transpose": OpSpec(_moved(caffe2_shape.OPERATORS["Transpose"].build)),
+        "Int8Slice": OpSpec(_moved(caffe2_join.OPERATORS["Slice"].build), inputs=(1, 3)),
+        "Int8ResizeNearest": OpSpec(_resize_nearest),
+        "Int8ChannelShuffle": OpSpec(_channel_shuffle),
+        "Int8GivenTensorFill": OpSpec(_given, inputs=(0, 0)),
+        "Int8GivenIntTensorFill": OpSpec(_given_int, inputs=(0, 0)),
+    }
+)
