@@ -137,7 +137,8 @@ def import_net(
 ) -> Graph:
     """The graph of a planned net.
 
-    blobs: arrays that become constants; quants: the quantization of those that have one. inputs: types of the blobs that the user feeds; they win over `blobs`.
+    blobs: arrays that become constants; quants: the quantization of those that have one.
+    inputs: types of the blobs that the user feeds; they win over `blobs`.
     UnsupportedError names everything that cannot be compiled, InputError everything that is missing.
     """
     unknown = _unknown_operators(plan)

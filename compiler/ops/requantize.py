@@ -103,9 +103,8 @@ def sum_multipliers(a: np.float32, b: np.float32, y: np.float32) -> tuple[int, i
     """(multiplier of a, multiplier of b, right shift) of a quantized addition: the larger one has 22 bits."""
     scales = np.float32(a) / np.float32(y), np.float32(b) / np.float32(y)
     shift = 21 - ((bits_of(max(scales)) >> 23) - 127)
-    require(
-        7 < shift < 32, f"input scales of {scales[0]:g} and {scales[1]:g} times the output's are outside QNNPACK's 2^-10 to 2^14"
-    )
+    fit = all(2.0**-14 <= scale < 2.0**8 for scale in scales) and shift < 32
+    require(fit, f"input scales of {scales[0]:g} and {scales[1]:g} times the output's are outside QNNPACK's range of 2^-14 to 2^8")
     first, second = (int(np.rint(np.float64(scale) * 2.0**shift)) for scale in scales)
     return first, second, shift
 
