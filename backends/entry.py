@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from cortado.backends.probe import probe_checks, probe_declarations, probe_functions, probe_of
 from cortado.backends.status import ECPU, EINIT, EWEIGHTS
 from cortado.backends.weights import HASH_AT, HEADER_BYTES, MAGIC, SIZE_AT, weights_symbol
-from cortado.compiler.program import ALIGNMENT, Program, Step
+from cortado.compiler.program import ALIGNMENT, Argument, Program, Step
 from cortado.compiler.target import Target
 
 ARENA_HEADER = ALIGNMENT  # bytes: model hash (u64), weights pointer
+WEIGHTS_AT = 8
 WEIGHTS_ALIGNMENT = 8  # bytes: the widest element that a kernel loads
 
 # A hand-over to other threads costs a few microseconds: a part must be worth it. Work is counted in multiply-adds, a byte read or
@@ -64,6 +65,32 @@ def parts_of(step: Step, program: Program, threads: int) -> int:
     touched = sum(program.buffers[a.buffer].nbytes for a in step.args)
     work = step.macs + BYTE_WORK * touched
     return max(1, min(step.tasks, work // PART_WORK, max(FEWEST_PARTS, PARTS_PER_THREAD * threads)))
+
+
+def location_of(argument: Argument, program: Program) -> tuple[str, int]:
+    """Where a step's pointer points to: bytes from "base", the aligned start of the arena, "weights", behind their header, "in0" or "out0"."""
+    buffer = program.buffers[argument.buffer]
+    return {
+        "input": (f"in{buffer.offset}", argument.offset),
+        "output": (f"out{buffer.offset}", argument.offset),
+        "arena": ("base", ARENA_HEADER + buffer.offset + argument.offset),
+        "weights": ("weights", buffer.offset + argument.offset),
+    }[buffer.place]
+
+
+def part_lines(tasks: int, parts: int, index: str) -> str:
+    """IR lines: %begin and %end of part i32 %number of `parts` runs of tasks, the longer ones first. index: i32 or i64."""
+    short, longer = divmod(tasks, parts)
+    return (
+        f"  %part = {'zext i32 %number to i64' if index == 'i64' else 'add i32 %number, 0'}\n"
+        f"  %before = mul {index} %part, {short}\n"
+        f"  %is_longer = icmp ult {index} %part, {longer}\n"
+        f"  %longer_before = select i1 %is_longer, {index} %part, {index} {longer}\n"
+        f"  %begin = add {index} %before, %longer_before\n"
+        f"  %one = zext i1 %is_longer to {index}\n"
+        f"  %count = add {index} %one, {short}\n"
+        f"  %end = add {index} %begin, %count\n"
+    )
 
 
 @dataclass(frozen=True)
@@ -115,7 +142,7 @@ class _Entry:
             f"refuse:\n"
             f"  ret i32 {EINIT}\n"
             f"run:\n"
-            f"  %place = getelementptr i8, ptr %base, i32 8\n"
+            f"  %place = getelementptr i8, ptr %base, i32 {WEIGHTS_AT}\n"
             f"  %weights = load ptr, ptr %place, align 8\n"
         )
 
@@ -134,15 +161,9 @@ class _Entry:
         """IR lines that call the step's driver for the tasks begin..end-1, given %base, %weights and the interface's addresses."""
         lines, args = [], []
         for position, argument in enumerate(step.args):
-            buffer = self.program.buffers[argument.buffer]
-            start, offset = {
-                "input": (f"%in{buffer.offset}", argument.offset),
-                "output": (f"%out{buffer.offset}", argument.offset),
-                "arena": ("%base", ARENA_HEADER + buffer.offset + argument.offset),
-                "weights": ("%weights", buffer.offset + argument.offset),
-            }[buffer.place]
+            start, offset = location_of(argument, self.program)
             name = f"%s{number}_{position}"
-            lines.append(f"  {name} = getelementptr i8, ptr {start}, {self.index} {offset}\n")
+            lines.append(f"  {name} = getelementptr i8, ptr %{start}, {self.index} {offset}\n")
             args.append(f"ptr {name}")
         args += [f"{self.index} {begin}", f"{self.index} {end}"]
         lines.append(f"  call void @{self.prefix}_{step.kernel.name}({', '.join(args)})\n")
@@ -187,7 +208,7 @@ def _init(entry: _Entry, linked: bool) -> str:
         f"  br i1 %same, label %prepare, label %no_weights\n"
         f"prepare:\n"
         f"{entry.aligned()}"
-        f"  %place = getelementptr i8, ptr %base, i32 8\n"
+        f"  %place = getelementptr i8, ptr %base, i32 {WEIGHTS_AT}\n"
         f"  %payload = getelementptr i8, ptr {given}, i32 {HEADER_BYTES}\n"
         f"  store ptr %payload, ptr %place, align 8\n"
         f"  store i64 {_signed(entry.model_hash)}, ptr %base, align 8\n"
@@ -241,23 +262,13 @@ def _task_name(entry: _Entry, number: int) -> str:
 
 
 def _task(entry: _Entry, step: Step, number: int, parts: int) -> str:
-    """void task(void *shared, int part): the part-th of `parts` runs of tasks, the longer ones first."""
-    index, pointer = entry.index, entry.target.pointer_bits // 8
-    short, longer = divmod(step.tasks, parts)
+    """void task(void *shared, int part)."""
+    pointer = entry.target.pointer_bits // 8
     lines = [f"define internal void @{_task_name(entry, number)}(ptr %shared, i32 %number) {entry.attributes} {{\n"]
     for n, name in enumerate(_SHARED):
         lines.append(f"  %shared_{name} = getelementptr i8, ptr %shared, i32 {n * pointer}\n")
         lines.append(f"  %{name} = load ptr, ptr %shared_{name}, align {pointer}\n")
-    lines.append(f"  %part = {f'zext i32 %number to {index}' if index == 'i64' else 'add i32 %number, 0'}\n")
-    lines.append(
-        f"  %before = mul {index} %part, {short}\n"
-        f"  %is_longer = icmp ult {index} %part, {longer}\n"
-        f"  %longer_before = select i1 %is_longer, {index} %part, {index} {longer}\n"
-        f"  %begin = add {index} %before, %longer_before\n"
-        f"  %one = zext i1 %is_longer to {index}\n"
-        f"  %count = add {index} %one, {short}\n"
-        f"  %end = add {index} %begin, %count\n"
-    )
+    lines.append(part_lines(step.tasks, parts, entry.index))
     return "".join(lines) + entry.interface([step]) + entry.call(step, number, "%begin", "%end") + "  ret void\n}\n"
 
 

@@ -185,7 +185,7 @@ class _Steps:
         node, call = pending.node, pending.call
         args = tuple(Argument(number[root], offset) for root, offset in pending.places)
         kernel = legalize(call.kernel, self.target)
-        return Step(kernel, args, call.tasks, pending.name, node.op, node.origin, pending.macs)
+        return Step(kernel, args, call.tasks, pending.name, node.op, node.origin, pending.macs, node.types[0].shape)
 
 
 def _info(graph: Graph, name: str, type_: TensorType) -> TensorInfo:

@@ -90,7 +90,10 @@ class Argument:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """kernel(args..., begin, end) over `tasks` tasks. name: the graph node's; origin: the source nodes it computes; macs: multiply-adds."""
+    """kernel(args..., begin, end) over `tasks` tasks.
+
+    name: the graph node's; origin: the source nodes it computes; macs: multiply-adds; shape: of the node's first output.
+    """
 
     kernel: Kernel
     args: tuple[Argument, ...]
@@ -99,6 +102,7 @@ class Step:
     op: str
     origin: tuple[str, ...] = ()
     macs: int = 0
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

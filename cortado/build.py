@@ -12,14 +12,14 @@ import numpy as np
 
 from cortado import __version__
 from cortado.backends.codegen import ObjectFile, compile_modules
-from cortado.backends.entry import arena_bytes, entry_modules, parts_of
+from cortado.backends.entry import arena_bytes, entry_modules, location_of, parts_of
 from cortado.backends.llvm import emit_module
 from cortado.backends.symbols import read_symbols
 from cortado.backends.weights import HEADER_BYTES, place_weights, weights_header, weights_module
 from cortado.compiler.graph import Graph
 from cortado.compiler.lang import Block, Kernel
 from cortado.compiler.options import CompileOptions
-from cortado.compiler.program import Program
+from cortado.compiler.program import Program, Step
 from cortado.compiler.target import Target
 from cortado.compiler.text import format_graph
 from cortado.runtime.archive import Member, write_archive
@@ -126,6 +126,12 @@ def _instructions(block: Block) -> int:
     return sum(1 + sum(map(_instructions, inst.blocks)) for inst in block.body)
 
 
+def step_info(step: Step, program: Program, threads: int) -> StepInfo:
+    places = tuple(f"{start}+{offset}" for start, offset in (location_of(argument, program) for argument in step.args))
+    parts = parts_of(step, program, threads)
+    return StepInfo(step.name, step.op, step.origin, step.kernel.name, step.macs, step.tasks, parts, step.shape, places)
+
+
 def manifest_of(
     program: Program,
     target: Target,
@@ -136,10 +142,7 @@ def manifest_of(
     facts: Facts,
     files: Mapping[str, bytes],
 ) -> Manifest:
-    steps = tuple(
-        StepInfo(s.name, s.op, s.origin, s.kernel.name, s.macs, s.tasks, parts_of(s, program, options.threads))
-        for s in program.steps
-    )
+    steps = tuple(step_info(step, program, options.threads) for step in program.steps)
     return Manifest(
         name=facts.name,
         model_hash=f"{facts.model_hash:016x}",

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cortado.backends.entry import WEIGHTS_AT
 from cortado.backends.status import ECPU
+from cortado.compiler.program import ALIGNMENT
 from cortado.compiler.types import NUMPY_DTYPE, TensorInfo
 from cortado.errors import CortadoError, TargetError
 from cortado.runtime.archive import read_archive
@@ -20,6 +22,7 @@ from cortado.runtime.memory import LoadedCode, runs_here
 
 if TYPE_CHECKING:
     from cortado.runtime.pool import ThreadPool
+    from cortado.runtime.profile import StepTimes
 
 
 def runs_in_process(manifest: Manifest) -> bool:
@@ -63,9 +66,28 @@ class HostRunner:
             raise CortadoError(f"{self._manifest.name}_run gave {status}")
         return outputs
 
+    def profile(self, inputs: Sequence[np.ndarray], runs: int | None, threads: int = 1) -> StepTimes:
+        """Times of every step and of whole runs on these inputs. runs: how many; None for what about two seconds allow."""
+        from cortado.runtime.profile import Library, measure
+
+        arrays = [*inputs, *(_new_output(info) for _, info in self._manifest.outputs)]
+        arrays = [np.require(array, requirements=["C", "A"]) for array in arrays]
+        given, outputs = arrays[: len(inputs)], arrays[len(inputs) :]
+        ins, outs = _pointers(given), _pointers(outputs)
+        arena = self._new_arena()
+        base = -(-arena.ctypes.data // ALIGNMENT) * ALIGNMENT
+        places = {"base": base, "weights": ctypes.c_uint64.from_address(base + WEIGHTS_AT).value}
+        places.update({f"in{n}": array.ctypes.data for n, array in enumerate(given)})
+        places.update({f"out{n}": array.ctypes.data for n, array in enumerate(outputs)})
+        library = Library(self._address, places, arena.ctypes.data, ctypes.addressof(ins), ctypes.addressof(outs))
+        return measure(library, self._manifest.steps, runs, threads, self._thread_pool)
+
+    def _address(self, ending: str) -> int:
+        return self._code.address(f"{self._manifest.name}_{ending}")
+
     def _function(self, ending: str, arguments: int) -> ctypes._CFunctionType:
         prototype = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * arguments)
-        return prototype(self._code.address(f"{self._manifest.name}_{ending}"))
+        return prototype(self._address(ending))
 
     def _new_arena(self) -> np.ndarray:
         arena = np.empty(self._manifest.sizes.arena, np.uint8)

@@ -19,7 +19,12 @@ PLAIN = ("name", "model_hash", "versions", "source", "options", "preprocess", "q
 
 @dataclass(frozen=True)
 class StepInfo:
-    """name: of the graph node; origin: the source's nodes; kernel: name of the driver; macs: multiply-adds; parts: for NAME_run_threads."""
+    """name: of the graph node; origin: the source's nodes; macs: multiply-adds; parts: for NAME_run_threads; shape: of the node's output.
+
+    kernel: name of the driver: function NAME_kernel(args..., begin, end) does the tasks begin to end - 1. args: what each pointer points
+    to, as "base+64": bytes from the aligned start of the arena (base), behind the header of the weights (weights), or from a pointer that
+    NAME_run is given (in0, out1).
+    """
 
     name: str
     op: str
@@ -28,6 +33,8 @@ class StepInfo:
     macs: int
     tasks: int
     parts: int
+    shape: tuple[int, ...]
+    args: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -140,9 +147,13 @@ def _from_dict(plain: Mapping[str, Any]) -> Manifest:
         inputs=_tensors_from(plain["inputs"]),
         outputs=_tensors_from(plain["outputs"]),
         sizes=Sizes(**plain["sizes"]),
-        steps=tuple(StepInfo(**{**step, "origin": tuple(step["origin"])}) for step in plain["steps"]),
+        steps=tuple(_step_from(step) for step in plain["steps"]),
         files={name: FileInfo(**info) for name, info in plain["files"].items()},
     )
+
+
+def _step_from(row: Mapping[str, Any]) -> StepInfo:
+    return StepInfo(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
 
 
 def _tensors_from(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, TensorInfo], ...]:
