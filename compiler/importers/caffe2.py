@@ -21,6 +21,7 @@ from cortado.compiler.importers import (
     caffe2_image,
     caffe2_int8,
     caffe2_join,
+    caffe2_masked,
     caffe2_normalize,
     caffe2_patches,
     caffe2_pool,
@@ -63,6 +64,7 @@ OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
         **caffe2_select.OPERATORS,
         **caffe2_sequence.OPERATORS,
         **caffe2_sparse.OPERATORS,
+        **caffe2_masked.OPERATORS,
     }
 )
 

@@ -154,12 +154,12 @@ def _lp_pool(call: Call) -> Results:
     if not p > 0:
         raise FormatError(f"argument 'p' is {p}; it must be above 0")
     x = call.channels_last(call.x, first)
-    attrs = {**read_window(call.args).fit(x.shape[1:-1]), "count_include_pad": True}
+    window = read_window(call.args).fit(x.shape[1:-1])
     powers = call.helper("square" if p == 2 else "abs", (x,), "powers")
     if p not in (1, 2):
         powers = call.helper("pow", (powers, call.number(p, "float32", "exponent")), "powers")
-    mean = call.helper("average_pool", (powers,), "mean", attrs)
-    total = call.helper("mul", (mean, call.number(math.prod(attrs["kernel"]), "float32", "area")), "total")
+    mean = call.helper("average_pool", (powers,), "mean", {**window, "count_include_pad": True})
+    total = call.helper("mul", (mean, call.number(math.prod(window["kernel"]), "float32", "area")), "total")
     if p == 2:
         total = call.node("sqrt", (total,))
     elif p != 1:

@@ -275,16 +275,6 @@ def _lengths_tile(call: Call) -> Results:
     return (call.node("gather", (call.x, call.side(rows, "rows")), {"axis": 0}),)
 
 
-def _unpack_segments(call: Call) -> Results:
-    """From [runs, longest, ...] the rows that the lengths count."""
-    lengths, packed = _known_lengths(call, 0), call.inputs[1]
-    if len(packed.shape) < 2 or packed.shape[0] != len(lengths) or max(lengths, default=0) > packed.shape[1]:
-        raise ShapeError(f"lengths {show(lengths)} do not fit segments of {show(packed.shape)}")
-    rows = np.concatenate([np.arange(n, dtype=np.int32) + i * packed.shape[1] for i, n in [(0, 0), *enumerate(lengths)]])
-    flat = call.reshaped(packed, (packed.shape[0] * packed.shape[1], *packed.shape[2:]), "flat")
-    return (call.node("gather", (flat, call.side(rows, "rows")), {"axis": 0}),)
-
-
 OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
     {
         "LengthsSum": OpSpec(_lengths_reduce("sum"), inputs=(2, 2)),
@@ -307,6 +297,5 @@ OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
         "LengthsToSegmentIds": OpSpec(_segment_ids),
         "LengthsRangeFill": OpSpec(_range_fill),
         "LengthsTile": OpSpec(_lengths_tile, inputs=(2, 2)),
-        "UnpackSegments": OpSpec(_unpack_segments, inputs=(2, 2)),
     }
 )

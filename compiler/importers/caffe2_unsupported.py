@@ -11,8 +11,6 @@ _UNPACKED = "it takes float32 numbers out of rows of bytes; SparseLengthsSumFuse
 
 REASONS: Mapping[str, str] = MappingProxyType(
     {
-        "BooleanMask": _COUNTED,
-        "CTCGreedyDecoder": _COUNTED,
         "GatherRanges": _COUNTED,
         "PackSegments": _COUNTED,
         "FloatToFused8BitRowwiseQuantized": _BYTES,

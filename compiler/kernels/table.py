@@ -10,6 +10,7 @@ from cortado.compiler.kernels.compact import lower_distribute, lower_join_rows, 
 from cortado.compiler.kernels.conv import lower_conv
 from cortado.compiler.kernels.conv_transpose import lower_conv_transpose
 from cortado.compiler.kernels.dense import lower_batch_matmul, lower_fc
+from cortado.compiler.kernels.keep import lower_keep_rows
 from cortado.compiler.kernels.move import lower_broadcast_to, lower_gather, lower_pad, lower_tile, lower_transpose
 from cortado.compiler.kernels.nms import lower_box_nms
 from cortado.compiler.kernels.normalize import lower_lrn
@@ -74,6 +75,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     "arg_min": lower_arg,
     "top_k": lower_top_k,
     "segment_reduce": lower_segment_reduce,
+    "keep_rows": lower_keep_rows,
     "transpose": lower_transpose,
     "pad": lower_pad,
     "tile": lower_tile,
