@@ -314,6 +314,14 @@ def _concat_rows(call: Call) -> Results:
     return (value, None)
 
 
+def _permuted_rows(call: Call) -> Results:
+    """There is room for more rows than the permutation names; those that it names are real."""
+    call.dtype(frozenset({"int32"}), 1)
+    if len(call.inputs[1].shape) != 1 or not call.x.shape:
+        raise ShapeError(f"the permutation '{call.operator.inputs[1]}' is {show(call.inputs[1].shape)}; it must have one axis")
+    return (call.node("gather", call.inputs, {"axis": 0}),)
+
+
 OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
     {
         "GenerateProposals": OpSpec(_generate_proposals, inputs=(4, 4), outputs=(2, 2)),
@@ -335,6 +343,7 @@ OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
 COUNTED: Mapping[str, OpSpec] = MappingProxyType(
     {
         "IsEmpty": OpSpec(_is_empty),
+        "BatchPermutation": OpSpec(_permuted_rows, inputs=(2, 2)),
         "Concat": OpSpec(_concat_rows, inputs=(1, MANY), outputs=(2, 2)),
     }
 )

@@ -167,7 +167,7 @@ class _Wiring:
 
 def _flattens(node: Node) -> bool:
     """[N, ...] -> [N, K]"""
-    return node.op == "reshape" and len(node.types[0].shape) == 2 and node.types[0].shape[0] == node.inputs[0].shape[0]
+    return node.op == "reshape" and len(node.types[0].shape) == 2 and node.types[0].shape[:1] == node.inputs[0].shape[:1]
 
 
 def _takes_any_columns(read: Read) -> bool:
