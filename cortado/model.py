@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from cortado.compiler.types import NUMPY_DTYPE, TensorInfo, cut_rows
-from cortado.errors import InputError, OptionError
+from cortado.errors import InputError, OptionError, TargetError
 from cortado.preprocess import Preprocess
 from cortado.report import Report
 from cortado.runtime.bundle import Bundle, write_bundle
+
+if TYPE_CHECKING:
+    from cortado.profile import Profile
 
 
 class Runner(Protocol):
@@ -51,12 +54,32 @@ class Model:
         does not depend on it. A library for another machine runs in an emulator, on one thread.
         Raises InputError for other names, dtypes or shapes, TargetError where the library cannot run here.
         """
-        if not isinstance(threads, int) or not 1 <= threads <= 1024:
-            raise OptionError(f"threads={threads}: must be a number between 1 and 1024")
+        _check_threads(threads)
         arrays = self._checked(feeds)
         results = self._get_runner().run(arrays, threads)
         names = [name for name, _ in self._bundle.manifest.outputs]
         return cut_rows(dict(zip(names, results, strict=True)), self._counts)
+
+    def profile(self, feeds: Mapping[str, np.ndarray], runs: int | None = None, threads: int = 1) -> Profile:
+        """Measured times of every step and of whole runs on this machine. str() of it is a table.
+
+        feeds: as for `run`. runs: how often; None for what about two seconds allow. threads: how many work on a run.
+        Raises InputError and OptionError as `run`, TargetError where the library is not for this machine: emulators have no time.
+        """
+        from cortado.profile import profile_of
+        from cortado.runtime.loader import HostRunner
+
+        _check_threads(threads)
+        if runs is not None and (not isinstance(runs, int) or runs < 1):
+            raise OptionError(f"runs={runs}: must be a number of at least 1")
+        arrays = self._checked(feeds)
+        runner, manifest = self._get_runner(), self._bundle.manifest
+        if not isinstance(runner, HostRunner):
+            raise TargetError(
+                f"{self.name} is compiled for {manifest.target.name}, which is not this machine: an emulator tells nothing of the time. "
+                "Compile for target 'host' to profile here"
+            )
+        return profile_of(self.name, manifest.target.name, threads, manifest.steps, runner.profile(arrays, runs, threads))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write libNAME.a, NAME.h, NAME.weights (when it is separate) and manifest.json; replaces a bundle that is there."""
@@ -102,6 +125,11 @@ class Model:
             if self._runner is None:
                 self._runner = HostRunner(self._bundle) if runs_in_process(self._bundle.manifest) else _emulated(self._bundle)
             return self._runner
+
+
+def _check_threads(threads: int) -> None:
+    if not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise OptionError(f"threads={threads}: must be a number between 1 and 1024")
 
 
 def _emulated(bundle: Bundle) -> Runner:

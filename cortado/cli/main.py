@@ -18,6 +18,7 @@ from cortado.cli.console import print_json
 from cortado.cli.demo import demo_command
 from cortado.cli.inspect import inspect_command
 from cortado.cli.ops import ops_command
+from cortado.cli.profile import profile_command
 from cortado.cli.report import report_command
 from cortado.cli.run import run_command
 from cortado.cli.targets import targets_command
@@ -43,6 +44,7 @@ for command in (
     run_command,
     inspect_command,
     report_command,
+    profile_command,
     verify_command,
     targets_command,
     ops_command,
