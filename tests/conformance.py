@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -16,6 +16,8 @@ import numpy as np
 
 import cortado
 from cortado.compiler.graph import Graph
+from cortado.compiler.importers.caffe2 import import_net, plan_net
+from cortado.compiler.types import Quant, TensorType
 from cortado.proto.caffe2 import NetDef, Operator, parse_net, serialize_net
 
 Executor = Callable[[Graph, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -36,6 +38,7 @@ class Case:
     """One recorded operator call or mini-net.
 
     net: the net to load, with `constants` as its weights and `feeds` as inputs. outputs: blob -> array. must_fail: Caffe2 refuses it.
+    quants: the quantization of inputs and weights that have one.
     """
 
     family: str
@@ -48,6 +51,7 @@ class Case:
     outputs: Mapping[str, np.ndarray]
     must_fail: bool
     tolerance: Tolerance
+    quants: Mapping[str, Quant] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.family} {self.number} ({self.form})"
@@ -103,6 +107,10 @@ def check(case: Case, executor: Executor) -> None:
 
 
 def load_case(case: Case) -> Graph:
+    if case.quants:
+        types = {name: TensorType(array.shape, array.dtype.name, case.quants.get(name)) for name, array in case.feeds.items()}
+        plan = plan_net(case.net, list(case.outputs) or list(case.net.external_outputs), str(case))
+        return import_net(plan, case.constants, types, case.quants)
     shapes = {name: (array.shape, array.dtype.name) for name, array in case.feeds.items()}
     init = case.init if case.init is not None else dict(case.constants)
     outputs = list(case.outputs) or list(case.net.external_outputs)
@@ -171,7 +179,12 @@ def _operator_case(folder: Path, operator: str, number: str, own: Mapping[str, n
         outputs={name: own[f"out.{k}"] for k, name in enumerate(op.outputs) if f"out.{k}" in own},
         must_fail=str(own["expected"]) == "error",
         tolerance=_tolerance(folder, operator),
+        quants={name: _quant(own, f"in.{k}") for k, name in enumerate(op.inputs) if f"in.{k}.scale" in own},
     )
+
+
+def _quant(own: Mapping[str, np.ndarray], key: str) -> Quant:
+    return Quant((float(own[f"{key}.scale"]),), (int(own[f"{key}.zero_point"]),))
 
 
 def _single(data: bytes) -> Operator:
