@@ -104,7 +104,7 @@ def overwritable_inputs(node: Node) -> tuple[int, ...]:
     """Input positions that the node's kernel reads, element by element, no later than it writes the same element of output 0."""
     if node.op in ELEMENTWISE or node.op == "pointwise":
         return tuple(i for i, v in enumerate(node.inputs) if v.shape == node.types[0].shape)
-    position = 2 if node.op in ("conv", "fc") else len(node.inputs)
+    position = 2 if node.op in ("conv", "conv_transpose", "fc") else len(node.inputs)
     for entry in node.attrs.get("epilogue", ()):
         if entry[0] == "residual":
             return (position,)

@@ -11,7 +11,9 @@ from native import runnable_targets
 
 from cortado.backends.targets import find_target
 from cortado.compiler.graph import Graph, constant, graph_input
+from cortado.compiler.interpret import run_program
 from cortado.compiler.kernels.conv_transpose import lower_conv_transpose, phases
+from cortado.compiler.lower import lower
 from cortado.compiler.ops import make
 from cortado.compiler.optimize import optimize
 from cortado.compiler.reference import run_graph
@@ -84,3 +86,20 @@ def test_arithmetic_and_activations_go_into_the_layer() -> None:
     assert ops.count("conv_transpose") == 1 and len(ops) == 2
     feeds = {"x": rng.standard_normal((1, 3, 3, 4)).astype(np.float32)}
     np.testing.assert_allclose(run_graph(better, feeds)["out"], run_graph(graph, feeds)["out"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_residual_may_be_overwritten() -> None:
+    """relu(conv_transpose(x) + y) where y is no longer needed takes y's memory."""
+    rng = np.random.default_rng(6)
+    x = graph_input("x", TensorType((1, 3, 3, 4))).out()
+    y = graph_input("y", TensorType((1, 6, 6, 5))).out()
+    w = constant(rng.standard_normal((5, 4, 4, 4)).astype(np.float32), "w")
+    up = make("conv_transpose", (x, w), attrs_of((2, 2), (1, 1), (1, 1), (0, 0)), "up").out()
+    beside = make("softmax", (y,), {"axis": 3}, "beside").out()
+    total = make("add", (up, beside), {}, "sum").out()
+    graph = Graph("", (x.node, y.node), (("out", make("softmax", (total,), {"axis": 3}, "out").out()),))
+    feeds = {n.name: rng.standard_normal(n.types[0].shape).astype(np.float32) for n in graph.inputs}
+    program = lower(optimize(graph), made_target(128))
+    arena = [buffer for buffer in program.buffers if buffer.place == "arena"]
+    assert len(arena) == 1
+    np.testing.assert_allclose(run_program(program, feeds)["out"], run_graph(graph, feeds)["out"], rtol=1e-5, atol=1e-6)
