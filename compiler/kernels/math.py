@@ -108,7 +108,8 @@ def sigmoid(k: KernelBuilder, x: Val) -> Val:
     lost = _lost(k, negative, shifted, BIAS + 24, r)
     e = ((r + fma(k, polynomial(k, r, EXP), r * r, lost)) + 1.0) * _power(k, shifted) * 2.0**-24
     divisor = e + 1.0
-    quotient = k.select(x < 0.0, e, k.const(1.0, x.type)) / divisor
+    # the sign bit itself, as x86 selects by it without a comparison
+    quotient = k.select(bits_of(k, x) < 0, e, k.const(1.0, x.type)) / divisor
     return fma(k, quotient, (divisor - 1.0) - e, quotient)
 
 

@@ -155,9 +155,9 @@ def _far(k: KernelBuilder, x: Val) -> tuple[Val, Val, Val]:
     pieces = (
         fraction >> 14, ((fraction & 0x3FFF) << 2) | k.binary("lshr", low, 30), k.binary("lshr", low, 14) & 0xFFFF, low & 0x3FFF,
     )  # fmt: skip
-    a, b, c, d = (k.convert(p, x.type, "sitofp") * 2.0**-s for p, s in zip(pieces, (0, 16, 32, 46), strict=True))
-    total = a + b
-    rest = (b - (total - a)) + (c + d)
+    a, b, c, d = (k.convert(piece, x.type, "sitofp") for piece in pieces)
+    total = fma(k, b, 2.0**-16, a)
+    rest = fma(k, b, 2.0**-16, a - total) + fma(k, c, 2.0**-32, d * 2.0**-46)
     value = total + rest
     rest = rest - (value - total)
     lead = float_of(k, bits_of(k, value) & -0x1000)
