@@ -28,9 +28,11 @@ class CompileOptions:
     step_limit: int | None = None
 
     def __post_init__(self) -> None:
+        if self.name is not None and not isinstance(self.name, str):
+            raise OptionError(f"name={self.name!r}: must be a string")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise OptionError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.optimize_for not in GOALS:
             raise OptionError(f"optimize_for {self.optimize_for!r} is not one of {', '.join(GOALS)}")
-        if self.threads < 1 or self.threads > 1024:
-            raise OptionError(f"threads={self.threads}: must be between 1 and 1024")
+        if not isinstance(self.threads, int) or not 1 <= self.threads <= 1024:
+            raise OptionError(f"threads={self.threads!r}: must be a number between 1 and 1024")

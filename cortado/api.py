@@ -71,6 +71,8 @@ def compile(
     """
     if not isinstance(graph, Graph):
         raise OptionError(f"compile takes a graph, as cortado.load gives it, not {type(graph).__name__}")
+    if preprocess is not None and not isinstance(preprocess, Preprocess):
+        raise OptionError(f"preprocess takes a cortado.preprocess.Preprocess, not {type(preprocess).__name__}")
     if board is not None:
         raise OptionError(f"board {board!r}: this version knows no boards; give the processor as target")
     if calibration is not None and dtype != "int8":

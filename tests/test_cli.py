@@ -253,3 +253,18 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=unbuffered, cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == ""
+
+
+def test_an_interrupt_while_loading_leaves_no_traceback(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'numpy':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from cortado.cli import entry\n"
+        "entry()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "")

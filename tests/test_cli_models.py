@@ -12,6 +12,7 @@ from PIL import Image
 
 import cortado
 from cortado import digits
+from cortado.cli.compile import default_folder
 from cortado.cli.main import invoke
 from cortado.demo import MACHINES
 from cortado.digits import as_picture, held_out, model_folder, network_input
@@ -59,6 +60,24 @@ def test_compile_writes_a_bundle_and_says_what_is_in_it(
     assert {entry["name"]: entry["bytes"] for entry in found["files"]} == {
         p.name: p.stat().st_size for p in Path("other").iterdir()
     }
+
+
+def test_folders_whose_names_differ_after_a_dot_are_kept_apart(tmp_path: Path) -> None:
+    for name in ("net_1.0", "net_1.4", "net_1.0.pb"):
+        (tmp_path / name).touch() if name.endswith(".pb") else (tmp_path / name).mkdir()
+    assert [default_folder(tmp_path / name).name for name in ("net_1.0", "net_1.4", "net_1.0.pb")] == [
+        "net_1.0", "net_1.4", "net_1.0",
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_written_is_known_before_compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long compilation must not end in an error that was certain from its start."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("cortado.cli.options.CompileArguments.compile", lambda *_: pytest.fail("compiled"))
+    for command in (["compile", MODEL], ["run", MODEL, "x.npy"]):
+        assert invoke([*command, "--input", SHAPE, "-o", str(tmp_path / "file" / "x.npz")]) == 2
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    assert invoke(["compile", MODEL, "--input", SHAPE, "-o", str(tmp_path / "new" / "lib")]) == 2
 
 
 def test_run_on_a_picture_with_the_preparation_of_the_bundle(
@@ -140,6 +159,11 @@ def test_inspect_lists_every_node_of_the_file(capsys: pytest.CaptureFixture[str]
         (["run", "BUNDLE"], "at least one picture"),
         (["compile", MODEL], "data"),
         (["compile", MODEL, "--input", "data=1,1,8,8", "--input", "tada=1"], "tada"),
+        (["compile", MODEL, "--input", SHAPE, "--input", "data=2,1,8,8"], "data more than once"),
+        (["compile", MODEL, "--input", SHAPE, "-o", "PICTURE/lib"], "digit.png is no folder"),
+        (["compile", "/dev/zero"], "neither a file nor a pipe"),
+        (["run", "BUNDLE", "PICTURE", "-o", "PICTURE/x.npz"], "digit.png is no folder"),
+        (["run", "BUNDLE", "data=PICTURE", "PICTURE"], "a file too many"),
         (["compile", MODEL, "--input", SHAPE, "--target", "cortex-m44"], "cortex-m4"),
         (["compile", MODEL, "--input", SHAPE, "--dtype", "float31"], "float32"),
         (["compile", "PICTURE", "--input", SHAPE], "digit.png"),
@@ -156,7 +180,7 @@ def test_refusals_are_one_message_and_status_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    arguments = [{"BUNDLE": str(bundle), "PICTURE": picture}.get(word, word) for word in arguments]
+    arguments = [word.replace("BUNDLE", str(bundle)).replace("PICTURE", picture) for word in arguments]
     assert invoke(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and words in err and "Traceback" not in err and "bug" not in err

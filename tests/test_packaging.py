@@ -83,7 +83,7 @@ def test_the_wheel_installs_cortado_and_nothing_else(built: Path) -> None:
         (top_level,) = [name for name in names if name.endswith("top_level.txt")]
         assert archive.read(top_level).decode().split() == ["cortado"]
         (entry_points,) = [name for name in names if name.endswith("entry_points.txt")]
-        assert "cortado = cortado.cli.main:main" in archive.read(entry_points).decode()
+        assert "cortado = cortado.cli:entry" in archive.read(entry_points).decode()
     code = sorted(name for name in names if ".dist-info/" not in name)
     assert code == sorted(shipped().values())
     assert {name.partition("/")[0] for name in names if ".dist-info/" in name} == {top_level.partition("/")[0]}

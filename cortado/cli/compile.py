@@ -11,6 +11,7 @@ from cortado.cli.console import print_json, progress, size
 from cortado.cli.options import (
     CompileArguments,
     ModelSource,
+    check_writable,
     compile_options,
     json_option,
     preprocess_options,
@@ -44,9 +45,10 @@ def compile_command(
       cortado compile squeezenet/ --input data=1,3,227,227 --target cortex-a76@android -o build/phone
     """
     target = arguments.given.get("target", "host")
+    folder = output or default_folder(source.path) / target
+    check_writable(folder)
     with progress(f"compiling {source.path} for {target}"), warnings_shown():
         model = arguments.compile(source, preprocess)
-        folder = output or Path("build") / source.path.resolve().stem / target
         model.save(folder)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     if as_json:
@@ -57,3 +59,9 @@ def compile_command(
     click.echo(f"{folder}:")
     for path in files:
         click.echo(f"  {path.name:{width}}  {size(path.stat().st_size)}")
+
+
+def default_folder(source: Path) -> Path:
+    """build/MODEL. A folder keeps its whole name: the dot of mobilenet_v2_1.0 begins no suffix."""
+    path = source.resolve()
+    return Path("build") / (path.name if path.is_dir() else path.stem)

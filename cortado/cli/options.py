@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -69,6 +70,10 @@ class ModelSource:
         if self.is_bundle:
             raise OptionError(f"{self.path} is a compiled bundle; give the model file it was made from")
         shapes = {name: shape if dtype is None else (shape, dtype) for name, shape, dtype in self.inputs}
+        if len(shapes) < len(self.inputs):
+            names = [name for name, _, _ in self.inputs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise OptionError(f"--input gives {twice} more than once; each input has one shape")
         return cortado.load(self.path, init=self.init, inputs=shapes or None, outputs=self.outputs or None, weights=self.weights)
 
 
@@ -155,6 +160,15 @@ def gathered(name: str, options: list[Callable[[Command], Command]], make: Calla
         return decorated
 
     return decorate
+
+
+def check_writable(folder: Path) -> None:
+    """OptionError where files cannot be written into a folder that may have to be made first: known before long work, not after."""
+    present = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not present.is_dir():
+        raise OptionError(f"{folder}: cannot be made, since {present} is no folder")
+    if not os.access(present, os.W_OK | os.X_OK):
+        raise OptionError(f"{folder}: cannot be written: no permission to write into {present}")
 
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)

@@ -15,6 +15,7 @@ from cortado.cli.options import (
     FILE,
     CompileArguments,
     ModelSource,
+    check_writable,
     compile_options,
     json_option,
     preprocess_options,
@@ -71,6 +72,8 @@ def run_command(
     if not data:
         raise click.UsageError("give at least one picture, .npy or .npz file to run the model on")
     names = read_labels(labels) if labels else ()
+    if output:
+        check_output(output)
     with progress(f"preparing {source.path}"):
         model = arguments.open_or_compile(source)
     threads = arguments.given.get("threads", 1)
@@ -110,6 +113,8 @@ def feeds(model: Model, data: tuple[str, ...], preprocess: dict[str, Any]) -> li
         else:
             free.append(item)
     missing = [name for name in model.inputs if name not in named]
+    if free and not missing:
+        raise InputError(f"{free[0]}: a file too many; every input has its array already")
     if free and len(missing) != 1:
         raise InputError(f"which input is {free[0]} for? Give NAME={free[0]} with one of: {', '.join(model.inputs)}")
     if not free:
@@ -176,11 +181,18 @@ def check_labels(labels: tuple[str, ...], outputs: Feed) -> None:
         raise InputError(f"the labels name {len(labels)} classes, but {found}")
 
 
+def check_output(path: Path) -> None:
+    """Known before the model is compiled, not after."""
+    if path.suffix.lower() != ".npz":
+        raise InputError(f"{path}: the outputs are saved as .npz; give a name that ends so")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder")
+    check_writable(path.parent)
+
+
 def save(path: Path, runs: list[Run]) -> None:
     """All runs' outputs by name, one after the other along axis 0."""
     arrays = {name: np.concatenate([np.atleast_1d(run.outputs[name]) for run in runs]) for name in runs[0].outputs}
-    if path.suffix.lower() != ".npz":
-        raise InputError(f"{path}: the outputs are saved as .npz; give a name that ends so")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
