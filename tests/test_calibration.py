@@ -233,7 +233,7 @@ def test_samples_are_read_once_and_let_go() -> None:
 
     def stream() -> Iterator[Feeds]:
         nonlocal most
-        for feed in samples(30):
+        for feed in samples(8):
             array = feed["x0"].copy()
             alive.append(weakref.ref(array))
             feed = {"x0": array}
@@ -248,5 +248,5 @@ def test_samples_are_read_once_and_let_go() -> None:
     record, kept = observe(
         Observer(make_plan(graph), ReferenceExecutor), stream(), 4, lambda stage, count: seen.append((stage, count))
     )
-    assert record.samples == 30 and len(kept) == 4 and most <= 2
-    assert seen == [("observing", count) for count in range(1, 31)]
+    assert record.samples == 8 and len(kept) == 4 and most <= 2
+    assert seen == [("observing", count) for count in range(1, 9)]

@@ -96,12 +96,14 @@ def make_plan(graph: Graph) -> Plan:
     nodes = graph.nodes()
     leads = _leads_to_layers(graph, nodes)
     quantized: set[Node] = set()
+    after: set[Node] = set()  # what depends on a layer: before, arithmetic on the input is worth its precision
     for node in nodes:
-        between = node in leads and (
-            _can_move(node) or (_can_compute(node) and all(v.node in quantized for v in activations(node)))
-        )
-        if is_layer(node) or between:
+        depends = any(value.node in after for value in node.inputs)
+        computes = depends and _can_compute(node) and all(v.node in quantized for v in activations(node))
+        if is_layer(node) or (node in leads and (computes or _can_move(node))):
             quantized.add(node)
+        if is_layer(node) or depends:
+            after.add(node)
     uses = graph.uses()
     for node in reversed(nodes):  # a move is worth it only if int8 computation reads the result
         if node in quantized and node.op in MOVES and not any(r in quantized for r, _ in uses.get(node.out(), ())):

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 Shape = tuple[int, ...]
 COMPILE_KEYS = (
-    "target", "name", "dtype", "calibrate", "calibration_samples", "save_calibration", "io_dtype", "optimize_for", "threads",
-    "separate_weights", "strict",
+    "target", "name", "dtype", "calibrate", "calibration_samples", "save_calibration", "io_dtype", "threads", "separate_weights",
 )  # fmt: skip
 CALIBRATION_KEYS = ("calibrate", "calibration_samples", "save_calibration")
 
@@ -205,6 +204,24 @@ def compile_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--name", metavar="NAME", help="Name of the library and prefix of its symbols; else the net's name."),
         click.option("--dtype", metavar="DTYPE", help="float32, float16, bfloat16 or int8; else the model's own types."),
         click.option(
+            "--calibrate",
+            type=click.Path(exists=True, path_type=Path),
+            metavar="DIR|NPZ",
+            help="For int8: about 32 typical inputs (pictures, .npy, .npz), or a saved calibration.",
+        ),
+        click.option(
+            "--calibration-samples", type=click.IntRange(1), metavar="N", help="Take the first N of them only; else all."
+        ),
+        click.option(
+            "--save-calibration",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE.npz",
+            help="Keep what was observed.",
+        ),
+        click.option(
+            "--io-dtype", type=click.Choice(["float32", "int8"]), help="Inputs and outputs of an int8 model; else float32."
+        ),
+        click.option(
             "--threads", type=click.IntRange(1), help="Threads to plan for, and to run with; a bundle runs with any number."
         ),
         click.option(
@@ -215,7 +232,7 @@ def compile_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def make(**values: Any) -> CompileArguments:
         return CompileArguments({key: value for key, value in values.items() if value is not None})
 
-    return gathered("arguments", options, make, ("target", "name", "dtype", "threads", "separate_weights"))(command)
+    return gathered("arguments", options, make, COMPILE_KEYS)(command)
 
 
 def preprocess_options(command: Callable[..., Any]) -> Callable[..., Any]:
