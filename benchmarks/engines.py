@@ -1,0 +1,164 @@
+"""The libraries that cortado is compared with, each with the same face: a network and a number of threads in, a function of no arguments out.
+
+Each reads what it can of a network's folder: model.onnx, model.tflite, and what `Converted` makes of the first for ncnn and MNN. All run
+float32 with float32 arithmetic. A library that is not installed, or has nothing to read, is left out and said so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Call = Callable[[], np.ndarray]
+
+
+class LeftOutError(Exception):
+    """Why an engine cannot take part."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """folder: with the network's forms. converted: where forms made of model.onnx are kept. x: the input [N,C,H,W]."""
+
+    folder: Path
+    converted: Path
+    x: np.ndarray
+
+    def form(self, name: str) -> Path:
+        path = self.folder / name
+        if not path.is_file():
+            raise LeftOutError(f"{self.folder.name} has no {name}")
+        return path
+
+
+def onnxruntime(net: Network, threads: int) -> Call:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(net.form("model.onnx"), options, providers=["CPUExecutionProvider"])
+    feeds = {session.get_inputs()[0].name: net.x}
+    return lambda: session.run(None, feeds)[0]
+
+
+def openvino(net: Network, threads: int) -> Call:
+    import openvino
+
+    core = openvino.Core()
+    how = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    request = core.compile_model(core.read_model(net.form("model.onnx")), "CPU", how).create_infer_request()
+    request.set_input_tensor(openvino.Tensor(net.x))
+
+    def run() -> np.ndarray:
+        request.infer()
+        return request.get_output_tensor().data
+
+    return run
+
+
+def ncnn(net: Network, threads: int) -> Call:
+    import ncnn
+
+    files = _made(net, "ncnn", ("model.ncnn.param", "model.ncnn.bin"), _pnnx)
+    network = ncnn.Net()
+    network.opt.num_threads = threads
+    for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
+        setattr(network.opt, option, False)
+    if network.load_param(str(files[0])) or network.load_model(str(files[1])):
+        raise LeftOutError("it refuses pnnx's files")
+    name, wanted = network.input_names()[0], network.output_names()[0]
+    x = ncnn.Mat(net.x[0])
+
+    def run() -> np.ndarray:
+        extractor = network.create_extractor()
+        extractor.input(name, x)
+        return np.array(extractor.extract(wanted)[1])
+
+    return run
+
+
+def mnn(net: Network, threads: int) -> Call:
+    import MNN
+
+    (file,) = _made(net, "mnn", ("model.mnn",), _mnnconvert)
+    how = {"backend": "CPU", "numThread": threads, "precision": "high"}
+    manager = MNN.nn.create_runtime_manager((how,))
+    network = MNN.nn.load_module_from_file(str(file), [], [], runtime_manager=manager)
+    x = MNN.expr.placeholder(list(net.x.shape), MNN.expr.NCHW)
+    x.write(net.x)
+    return lambda: np.array(network.forward([x])[0].read())
+
+
+def litert(net: Network, threads: int) -> Call:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(net.form("model.tflite")), num_threads=threads)
+    interpreter.allocate_tensors()
+    given, made = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    x = net.x if tuple(given["shape"]) == net.x.shape else np.ascontiguousarray(np.moveaxis(net.x, 1, -1))
+    interpreter.set_tensor(given["index"], x)
+
+    def run() -> np.ndarray:
+        interpreter.invoke()
+        return interpreter.get_tensor(made["index"])
+
+    return run
+
+
+ENGINES: dict[str, Callable[[Network, int], Call]] = {f.__name__: f for f in (onnxruntime, openvino, ncnn, mnn, litert)}
+MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "ncnn": "ncnn", "mnn": "MNN", "litert": "ai_edge_litert"}
+PACKAGES = {**{name: name for name in MODULES}, "mnn": "MNN", "litert": "ai-edge-litert"}
+
+
+def installed() -> list[str]:
+    return [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
+
+
+def _made(net: Network, kind: str, names: tuple[str, ...], make: Callable[[Path, Network], None]) -> list[Path]:
+    """The converted forms, made where they are missing or older than the network."""
+    source, folder = net.form("model.onnx"), net.converted / net.folder.name / kind
+    files = [folder / name for name in names]
+    if not all(file.is_file() and file.stat().st_mtime >= source.stat().st_mtime for file in files):
+        folder.mkdir(parents=True, exist_ok=True)
+        local = folder / "model.onnx"
+        shutil.copyfile(source, local)
+        make(local, net)
+        local.unlink()
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise LeftOutError(f"the conversion made no {missing[0]}")
+    return files
+
+
+def _pnnx(model: Path, net: Network) -> None:
+    shape = ",".join(map(str, net.x.shape))
+    _convert([_tool("pnnx"), model.name, f"inputshape=[{shape}]", "fp16=0"], model.parent)
+
+
+def _mnnconvert(model: Path, net: Network) -> None:
+    made = ["--MNNModel", "model.mnn", "--bizCode", "benchmark"]
+    _convert([_tool("mnnconvert"), "-f", "ONNX", "--modelFile", model.name, *made], model.parent)
+
+
+def _tool(name: str) -> str:
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        raise LeftOutError(f"{name}, which converts for it, is not installed")
+    return found
+
+
+def _convert(command: list[str], folder: Path) -> None:
+    done: subprocess.CompletedProcess[Any] = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stdout + done.stderr).strip().splitlines()[-1:]
+        raise LeftOutError(f"{Path(command[0]).name} failed: {' '.join(last)}")
