@@ -13,7 +13,7 @@ from cortado.compiler.graph import Node
 from cortado.compiler.kernels.loops import Piece, collapse, drivers, leading_axes, nest, position, task_loop, vector_row
 from cortado.compiler.kernels.pool import Reduction, lower_pool
 from cortado.compiler.kernels.quantized_pointwise import narrow, single
-from cortado.compiler.kernels.requantize import clamped, load_bytes, rounded_even, store_bytes, widened
+from cortado.compiler.kernels.requantize import clamped, load_bytes, rounded_even, rounded_mean, store_bytes, widened
 from cortado.compiler.lang import F32, I32, Type
 from cortado.compiler.ops.requantize import scale_of
 from cortado.compiler.program import KernelCall, Operand, Ref
@@ -48,22 +48,13 @@ class Mean:
         bits = k.convert(self.scale(k, divisor), I32, "bitcast")
         multiplier = k.broadcast((bits & 0x7FFFFF) | 0x800000, acc.type.lanes)
         shift = k.broadcast(k.const(150, I32) - k.binary("lshr", bits, 23), acc.type.lanes)
-        return clamped(k, _rounded_mean(k, acc, multiplier, shift), self.zero, self.lo, self.hi)
+        return clamped(k, rounded_mean(k, acc, multiplier, shift), self.zero, self.lo, self.hi)
 
     def scale(self, k: KernelBuilder, divisor: Val | int) -> Val:
         """float32(x / float32(y * divisor))."""
         if isinstance(divisor, int):
             return k.const(float(np.float32(self.x) / (np.float32(self.y) * np.float32(divisor))), F32)
         return k.const(self.x, F32) / (k.convert(divisor, F32, "sitofp") * self.y)
-
-
-def _rounded_mean(k: KernelBuilder, acc: Val, multiplier: Val, shift: Val) -> Val:
-    """(acc * multiplier - (acc < 0) + 2^(shift - 1)) >> shift in 64 bits."""
-    wide = Type("i64", acc.type.lanes)
-    product = k.convert(acc, wide, "sext") * k.convert(multiplier, wide, "sext") + k.convert(acc >> 31, wide, "sext")
-    distance = k.convert(shift, wide, "sext")
-    half = k.binary("shl", k.const(1, wide), distance - 1)
-    return k.convert(k.binary("ashr", product + half, distance), acc.type, "trunc")
 
 
 def mean_of(node: Node) -> Mean:

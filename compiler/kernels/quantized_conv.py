@@ -83,7 +83,7 @@ def dot_core(target: Target, dot: Dot) -> Core:
     """The cost model's core for 32-bit words. A product that is not added by the same instruction takes registers."""
     core = core_of(target, "i32")
     fused = dot.name == "dot4" or any(feature in target.features for feature in ("+avx512vnni", "+avxvnni"))
-    return replace(core, registers=core.registers - (0 if fused else 2), fused=core.lanes > 1, by_lane=False)
+    return replace(core, registers=core.registers - (0 if fused or core.in_order else 2), fused=core.lanes > 1, by_lane=False)
 
 
 def requantization(node: Node) -> Requantization:

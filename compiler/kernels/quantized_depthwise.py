@@ -37,7 +37,7 @@ def lower_q_depthwise(
     x, out = ins[0], outs[0]
     channels = x.shape[-1]
     core, multiplier = core_of(target, "i32"), out.shape[-1] // channels
-    core = replace(core, registers=core.registers - 1, fused=core.lanes > 1)
+    core = replace(core, registers=core.registers - (not core.in_order), fused=core.lanes > 1)
     geometry = conv_geometry(x, out, ins[3] if epilogue.residual else None, w.shape[1:-1], 1, node.attrs)
     layer = Layer("i32", geometry, channels, multiplier, epilogue, core.lanes, *choose_cuts(core, geometry, channels, multiplier))
     bias = node.inputs[2].constant

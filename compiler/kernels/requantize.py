@@ -46,15 +46,46 @@ def shifted_away(k: KernelBuilder, value: Val, shift: Val) -> Val:
 
 def rounded_product(k: KernelBuilder, acc: Val, multiplier: Val) -> Val:
     """(acc * multiplier + 2^30) >> 31 of i32, the multiplier positive."""
-    if k.target.pointer_bits == 64 or acc.type.lanes > 1:
+    if has_long(k, acc):
         wide = Type("i64", acc.type.lanes)
         product = k.convert(acc, wide, "sext") * k.convert(multiplier, wide, "sext")
         return k.convert((product + (1 << 30)) >> 31, acc.type, "trunc")
-    low = acc * multiplier
-    high = k.virtual("mul_high", acc, multiplier) - k.select(acc < 0, multiplier, k.zero(I32))
-    bumped = low + (1 << 30)
-    high = high + k.convert(k.compare("ult", bumped, 1 << 30), I32, "zext")
-    return (high << 1) | k.binary("lshr", bumped, 31)
+    high, low = long_sum(k, long_product(k, acc, multiplier), (k.zero(I32), k.const(1 << 30, I32)))
+    return (high << 1) | k.binary("lshr", low, 31)
+
+
+def rounded_mean(k: KernelBuilder, acc: Val, multiplier: Val, shift: Val) -> Val:
+    """(acc * multiplier - (acc < 0) + 2^(shift - 1)) >> shift in 64 bits."""
+    if has_long(k, acc):
+        wide = Type("i64", acc.type.lanes)
+        product = k.convert(acc, wide, "sext") * k.convert(multiplier, wide, "sext") + k.convert(acc >> 31, wide, "sext")
+        distance = k.convert(shift, wide, "sext")
+        half = k.binary("shl", k.const(1, wide), distance - 1)
+        return k.convert(k.binary("ashr", product + half, distance), acc.type, "trunc")
+    one, before, far = k.const(1, I32), shift - 1, k.compare("ge", shift, 32)
+    bit = k.binary("shl", one, before & 31)
+    upper = k.compare("ge", before, 32)
+    half_words = k.select(upper, bit, k.zero(I32)), k.select(upper, k.zero(I32), bit)
+    below = acc >> 31
+    high, low = long_sum(k, long_sum(k, long_product(k, acc, multiplier), (below, below)), half_words)
+    near = k.binary("shl", high, (0 - shift) & 31) | k.binary("lshr", low, shift & 31)
+    return k.select(far, k.binary("ashr", high, shift & 31), near)
+
+
+def has_long(k: KernelBuilder, value: Val) -> bool:
+    """Whether products of 64 bits are instructions, not calls."""
+    return k.target.pointer_bits == 64 or value.type.lanes > 1
+
+
+def long_product(k: KernelBuilder, a: Val, b: Val) -> tuple[Val, Val]:
+    """The 64 bits of a * b, b not negative, as (high, low) words."""
+    return k.virtual("mul_high", a, b) - k.select(a < 0, b, k.zero(I32)), a * b
+
+
+def long_sum(k: KernelBuilder, a: tuple[Val, Val], b: tuple[Val, Val]) -> tuple[Val, Val]:
+    """(high, low) words added, with the carry."""
+    low = a[1] + b[1]
+    return a[0] + b[0] + k.convert(k.compare("ult", low, b[1]), I32, "zext"), low
 
 
 @dataclass(frozen=True)
