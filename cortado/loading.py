@@ -32,6 +32,8 @@ def load_graph(
     types = _input_types(inputs or {})
     try:
         plan = plan_net(nets.predict, outputs, nets.where)
+        given = {name: spec for name, spec in nets.inputs.items() if name in plan.reads}
+        types = {**_input_types(given), **types}
         wanted = [name for name in plan.reads if name not in types]
         blobs, quants = _blobs(nets, init, wanted)
         return import_net(plan, blobs, types, quants)
@@ -42,8 +44,12 @@ def load_graph(
 def _blobs(nets: Nets, init: Any, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, Quant]]:
     """The wanted blobs, those of them that `init`, or else the init net beside the source, gives, and how they are quantized."""
     given = nets.init if init is None else read_init(init)
-    if given is None:
-        return {}, {}
+    if given is None or (init is None and nets.arrays):
+        found = {name: checked_array(name, nets.arrays[name], nets.where) for name in wanted if name in nets.arrays}
+        if given is None:
+            return found, {}
+        made, quants = evaluate_net(given, [name for name in wanted if name not in found], nets.init_where)
+        return {**made, **found}, quants
     where = nets.init_where if init is None else f"init net {init}" if isinstance(init, (str, os.PathLike)) else "init net"
     if isinstance(given, NetDef):
         writes = {name for op in nets.predict.operators for name in op.outputs}

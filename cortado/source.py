@@ -7,7 +7,7 @@ import re
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ import numpy as np
 
 from cortado.compiler.types import NUMPY_DTYPE
 from cortado.errors import FormatError, InputError, UnsupportedError
+from cortado.predictor import Inputs, predictor_of, value_info
 from cortado.proto.caffe2 import NetDef, parse_net, parse_net_text, serialize_net
+from cortado.proto.caffe2_containers import is_minidb, parse_meta_net, parse_minidb, parse_tensors
 
+META_NET, MINIDB, TENSORS = "Caffe2 MetaNetDef", "Caffe2 database (minidb)", "Caffe2 TensorProtos"
 CAFFE2, CAFFE2_TEXT, CAFFE_TEXT, CAFFE_WEIGHTS, ONNX, TFLITE, ARRAYS, ARCHIVE, HDF5 = (
     "Caffe2 NetDef", "Caffe2 NetDef (text)", "Caffe prototxt", "Caffe model (.caffemodel)", "ONNX model", "TFLite model",
     "numpy archive (.npz)", "archive", "HDF5 file",
@@ -28,12 +31,17 @@ _HEAD = 65536
 
 @dataclass(frozen=True)
 class Nets:
-    """A predict net and, where the source held one, the init net that goes with it, each with what to call it in messages."""
+    """A predict net and, where the source held one, the init net that goes with it, each with what to call it in messages.
+
+    arrays: weights that the source holds itself. inputs: shapes and dtypes that it gives to inputs.
+    """
 
     where: str
     predict: NetDef
     init_where: str = ""
     init: NetDef | None = None
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    inputs: Inputs = field(default_factory=dict)
 
 
 def recognise(data: bytes) -> str:
@@ -46,6 +54,8 @@ def recognise(data: bytes) -> str:
         return ARCHIVE
     if data[:4] == b"\x89HDF":
         return HDF5
+    if is_minidb(data):
+        return MINIDB
     fields = list(_fields(data, 0, len(data), 1 << 16))
     whole = bool(fields) and fields[-1][3] == len(data)
     if not whole and _is_text(data[:_HEAD]):
@@ -58,6 +68,19 @@ def recognise(data: bytes) -> str:
             return CAFFE_WEIGHTS
         if (number, kind) == (2, 2) and any(inner[:2] == (5, 0) for inner in _fields(data, start, end, 64)):
             return CAFFE_WEIGHTS
+    return _caffe2_kind(data, fields) if whole else CAFFE2
+
+
+def _caffe2_kind(data: bytes, fields: list[tuple[int, int, int, int]]) -> str:
+    """Which of Caffe2's messages: an operator has a type (4), an entry of a MetaNetDef a key (1) and a net (2) and nothing else."""
+    inner = [
+        (number, [field[:2] for field in _fields(data, start, end, 64)]) for number, kind, start, end in fields[:64] if kind == 2
+    ]
+    nets = [found for number, found in inner if number == 2]
+    if nets and all(found == [(1, 2), (2, 2)] for found in nets) and {number for number, _ in inner} <= {1, 2, 3, 4, 5, 6, 7}:
+        return META_NET
+    if not nets and inner and all(number == 1 and (2, 0) in found and (7, 2) in found for number, found in inner):
+        return TENSORS
     return CAFFE2
 
 
@@ -105,7 +128,14 @@ def read_nets(source: Any) -> Nets:
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
         return _read_folder(Path(source))
     where, data = _contents(source, "source")
-    return Nets(where, _parse(data, where))
+    kind = recognise(data) if data else ""
+    if kind not in (META_NET, MINIDB):
+        return Nets(where, _parse(data, where))
+    meta, arrays = parse_minidb(data, where) if kind == MINIDB else (parse_meta_net(data, where), {})
+    if meta is None:
+        raise FormatError(f"{where}: a database of tensors without a net; it can be given as init=")
+    found = predictor_of(meta, arrays, where)
+    return Nets(where, found.predict, where, found.init, found.arrays, found.inputs)
 
 
 def _contents(source: Any, what: str) -> tuple[str, bytes]:
@@ -155,8 +185,9 @@ def _read_folder(folder: Path) -> Nets:
     if not found:
         names = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
         raise FormatError(f"{folder}: no Caffe2 NetDef in this folder; it holds {names}")
+    inputs = value_info(folder)
     if len(found) == 1:
-        return Nets(str(folder / next(iter(found))), next(iter(found.values())))
+        return Nets(str(folder / next(iter(found))), next(iter(found.values())), inputs=inputs)
     predict = [name for name, net in found.items() if any(_feeds(other, net) for other in found.values() if other is not net)]
     init = [name for name, net in found.items() if any(_feeds(net, found[p]) for p in predict if found[p] is not net)]
     if len(found) != 2 or len(predict) != 1 or len(init) != 1:
@@ -164,7 +195,7 @@ def _read_folder(folder: Path) -> Nets:
             f"{folder}: cannot tell which of {', '.join(found)} are the predict and the init net; name both: "
             "load(predict, init=init)"
         )
-    return Nets(str(folder / predict[0]), found[predict[0]], str(folder / init[0]), found[init[0]])
+    return Nets(str(folder / predict[0]), found[predict[0]], str(folder / init[0]), found[init[0]], inputs=inputs)
 
 
 def _equal(a: NetDef, b: NetDef) -> bool:
@@ -213,8 +244,11 @@ def read_init(init: Any) -> NetDef | dict[str, np.ndarray] | Path:
     if isinstance(init, (NetDef, Mapping)):
         return init if isinstance(init, NetDef) else dict(init)
     where, data = _contents(init, "init")
-    if recognise(data) == ARRAYS and isinstance(init, (str, os.PathLike)):
+    kind = recognise(data) if data else ""
+    if kind == ARRAYS and isinstance(init, (str, os.PathLike)):
         return Path(init)
+    if kind in (TENSORS, MINIDB):
+        return parse_tensors(data, where) if kind == TENSORS else parse_minidb(data, where)[1]
     return _parse(data, where)
 
 

@@ -31,7 +31,7 @@ DATA_TYPE_NUMBERS: Mapping[str, int] = MappingProxyType(
 )  # fmt: skip
 
 # Names are declared as bytes so that a file whose names are not UTF-8 is reported here, not by the protobuf library.
-_MESSAGES = {
+MESSAGES = {
     "NetDef": {
         "name": (1, "bytes"), "op": (2, "repeated OperatorDef"), "type": (3, "bytes"), "num_workers": (4, "int32"),
         "device_option": (5, "DeviceOption"), "arg": (6, "repeated Argument"), "external_input": (7, "repeated bytes"),
@@ -68,7 +68,7 @@ _MESSAGES = {
         "is_multiparam": (12, "bool"),
     },
 }  # fmt: skip
-_CLASSES = MappingProxyType(message_classes("caffe2", _MESSAGES, {"DataType": DATA_TYPE_NUMBERS}))
+_CLASSES = MappingProxyType(message_classes("caffe2", MESSAGES, {"DataType": DATA_TYPE_NUMBERS}))
 
 
 @dataclass(frozen=True, eq=False)
