@@ -43,13 +43,15 @@ def load_graph(
 
 def _blobs(nets: Nets, init: Any, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, Quant]]:
     """The wanted blobs, those of them that `init`, or else the init net beside the source, gives, and how they are quantized."""
+    if init is None and nets.arrays:
+        held = {name: checked_array(name, nets.arrays[name], nets.where) for name in wanted if name in nets.arrays}
+        if nets.init is None:
+            return held, {}
+        made, quants = evaluate_net(nets.init, [name for name in wanted if name not in held], nets.init_where)
+        return {**made, **held}, quants
     given = nets.init if init is None else read_init(init)
-    if given is None or (init is None and nets.arrays):
-        found = {name: checked_array(name, nets.arrays[name], nets.where) for name in wanted if name in nets.arrays}
-        if given is None:
-            return found, {}
-        made, quants = evaluate_net(given, [name for name in wanted if name not in found], nets.init_where)
-        return {**made, **found}, quants
+    if given is None:
+        return {}, {}
     where = nets.init_where if init is None else f"init net {init}" if isinstance(init, (str, os.PathLike)) else "init net"
     if isinstance(given, NetDef):
         writes = {name for op in nets.predict.operators for name in op.outputs}

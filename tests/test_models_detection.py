@@ -1,0 +1,115 @@
+"""Whole detection networks, with seeded weights, against what real Caffe2 computed: Mask R-CNN2Go and Faster R-CNN.
+
+Random weights make scores that are nearly equal, so boxes are compared as a set.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import cortado
+from cortado.compiler.reference import run_graph
+
+Arrays = Mapping[str, np.ndarray]
+MASK, FASTER = "mask_rcnn_2go_fp32", "detectron_e2e_faster_rcnn_R-50-C4_1x"
+NEAR_SCORE, NEAR_BOX = 2e-4, 0.1  # differences that other convolution kernels make in Caffe2 itself, with room
+MISSING = 3  # of 100 boxes: those at the edge of a threshold
+
+
+@cache
+def maker(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_init_net", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def loaded(shared: Path, model: str, outputs: list[str] | None = None) -> tuple[cortado.Graph, Arrays]:
+    """The graph and the inputs."""
+    folder = shared / "models" / "caffe2_zoo" / model
+    rows = json.loads((folder / "weights.json").read_text())
+    make = maker(folder.parent / "make_init_net.py").tensors
+    weights, feeds = (dict(make(rows[kind], 1)) for kind in ("weights", "inputs"))
+    shapes = {name: (feed.shape, feed.dtype.name) for name, feed in feeds.items()}
+    graph = cortado.load(folder / "predict_net.pbtxt", init=weights, inputs=shapes, outputs=outputs)
+    return graph, {node.name: feeds[node.name] for node in graph.inputs}
+
+
+def golden(shared: Path, model: str) -> Arrays:
+    with np.load(shared / "goldens" / f"zoo_{model}.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def check_boxes(got: Arrays, want: Arrays) -> None:
+    """Nearly every recorded detection has one of the same class, nearly the same score and nearly the same place."""
+    assert abs(len(got["score_nms"]) - len(want["out.score_nms"])) <= MISSING
+    left = list(range(len(got["score_nms"])))
+    missing = 0
+    for score, box, kind in zip(want["out.score_nms"], want["out.bbox_nms"], want["out.class_nms"], strict=True):
+        near = [
+            i
+            for i in left
+            if got["class_nms"][i] == kind
+            and abs(got["score_nms"][i] - score) <= NEAR_SCORE
+            and np.abs(got["bbox_nms"][i] - box).max() <= NEAR_BOX
+        ]
+        if near:
+            left.remove(near[0])
+        missing += not near
+    assert missing <= MISSING
+
+
+def check_statistics(got: Arrays, want: Arrays) -> None:
+    """Sum, mean, least, largest and sum of squares of whole blobs."""
+    for name, array in got.items():
+        wide = array.astype(np.float64)
+        found = np.array([wide.sum(), wide.mean(), wide.min(), wide.max(), (wide * wide).sum()])
+        scale = np.array([np.abs(wide).sum(), np.abs(wide).mean(), *[np.abs(wide).max()] * 2, (wide * wide).sum()])
+        assert (np.abs(found - want[f"stat.{name}"]) <= 1e-4 * scale + 1e-9).all(), name
+
+
+def compiled(graph: cortado.Graph) -> Callable[[Arrays], Arrays]:
+    return cortado.compile(graph, target="host").run
+
+
+EXECUTORS = {"reference": lambda graph: lambda feeds: run_graph(graph, feeds), "compiled": compiled}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_mask_rcnn(shared: Path, executor: str) -> None:
+    want = golden(shared, MASK)
+    graph, feeds = loaded(shared, MASK)
+    got = EXECUTORS[executor](graph)(feeds)
+    check_boxes(got, want)
+    assert got["mask_fcn_probs"].shape[0] == len(got["score_nms"])
+    assert np.abs(got["mask_fcn_probs"][:8] - want["head.mask_fcn_probs"]).max() <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [MASK, FASTER])
+def test_before_the_proposals(shared: Path, model: str) -> None:
+    graph, feeds = loaded(shared, model, ["rpn_cls_probs", "rpn_bbox_pred"])
+    check_statistics(compiled(graph)(feeds), golden(shared, model))
+
+
+@pytest.mark.slow
+def test_faster_rcnn(shared: Path) -> None:
+    """Compiled only: the numpy reference takes half an hour for the thousand boxes that there is room for."""
+    graph, feeds = loaded(shared, FASTER)
+    check_boxes(compiled(graph)(feeds), golden(shared, FASTER))
+
+
+@pytest.mark.slow
+def test_nets_that_differ_in_their_names_only(shared: Path) -> None:
+    one, other = (loaded(shared, model)[0] for model in (FASTER, FASTER.replace("_1x", "_2x")))
+    assert one.name != other.name and [node.op for node in one.nodes()] == [node.op for node in other.nodes()]
