@@ -1,0 +1,97 @@
+"""The benchmark's own parts: what it calls the peak is work that is done, wrong answers are not timed, engines take turns."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cortado.compiler.evaluate import Pointer
+from cortado.compiler.interpret import compile_kernel
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def module(name: str, patch: pytest.MonkeyPatch) -> ModuleType:
+    import importlib
+
+    patch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", ["x86-64-v3", "cortex-m4", "cortex-a76"])
+def test_the_peak_loop_does_every_multiply_add_it_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cortado.backends.targets import find_target
+
+    peak = module("peak", monkeypatch)
+    target = find_target(name)
+    lanes = peak.lanes_of(target)
+    memory = np.random.default_rng(0).random(((peak.CHAINS + 2), lanes), np.float32)
+    a, b, want = memory[0], memory[1], memory[2:].astype(np.float64)
+    compile_kernel(peak.fma_loop(target))(Pointer(memory.reshape(-1).view(np.uint8), 0), 5)
+    for _ in range(5):
+        want = want * a + b
+    np.testing.assert_allclose(memory[2:], want, rtol=1e-5)
+
+
+def test_wrong_answers_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    compare = module("compare", monkeypatch)
+    right = np.float32([[1, 2, 3]])
+    answers = {"onnxruntime": right, "cortado": right * (1 + 1e-6), "ncnn": right[0], "mnn": right + 0.1, "litert": right[:, :2]}
+    answers["openvino"] = right * np.nan
+    row: dict[str, Any] = {"left_out": {}}
+    timed = compare.checked({name: lambda value=value: value for name, value in answers.items()}, row)
+    assert sorted(timed) == ["cortado", "ncnn", "onnxruntime"]
+    assert set(row["left_out"]) == {"mnn", "litert", "openvino"}
+
+
+def test_engines_take_turns_until_each_had_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compare = module("compare", monkeypatch)
+    order: list[str] = []
+    clock = [0.0]
+    monkeypatch.setattr(compare.time, "perf_counter", lambda: clock[0])
+
+    def call(name: str, seconds: float) -> Any:
+        def run() -> None:
+            order.append(name)
+            clock[0] += seconds
+
+        return run
+
+    times = compare.measure({"slow": call("slow", 0.5), "fast": call("fast", 0.25)}, 2.0, 0.0)
+    turn = ["slow"] * compare.TURN + ["fast"] * compare.TURN
+    assert order == turn * 2
+    assert times["fast"] == {"min_ms": 250, "median_ms": 250, "runs": 2 * compare.TURN}
+
+
+def test_means_are_geometric_and_per_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    compare = module("compare", monkeypatch)
+    nets = [
+        {"timings": [{"threads": 1, "ratio_min": 0.5}, {"threads": 2, "ratio_min": 1.0}]},
+        {"timings": [{"threads": 1, "ratio_min": 2.0}, {"threads": 2}]},
+    ]
+    assert compare.geometric_means(nets) == {"1": pytest.approx(1.0), "2": 1.0}
+    assert math.isclose(compare.geometric_means(nets[:1])["1"], 0.5)
+
+
+def test_what_an_engine_cannot_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = module("engines", monkeypatch)
+    net = engines.Network(tmp_path, tmp_path / "made", np.zeros((1, 3, 2, 2), np.float32))
+    with pytest.raises(engines.LeftOutError, match=r"has no model\.onnx"):
+        net.form("model.onnx")
+    (tmp_path / "model.onnx").write_bytes(b"net")
+    made: list[bytes] = []
+
+    def make(model: Path, _: Any) -> None:
+        made.append(model.read_bytes())
+        (model.parent / "form.bin").write_bytes(b"form")
+
+    for _ in range(2):
+        (file,) = engines._made(net, "kind", ("form.bin",), make)
+    assert file.read_bytes() == b"form" and made == [b"net"]
+    with pytest.raises(engines.LeftOutError, match=r"made no other\.bin"):
+        engines._made(net, "kind", ("other.bin",), make)
