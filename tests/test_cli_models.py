@@ -157,7 +157,7 @@ def test_inspect_lists_every_node_of_the_file(capsys: pytest.CaptureFixture[str]
         (["run", "BUNDLE", "PICTURE", "-o", "x.txt"], ".npz"),
         (["run", "BUNDLE", "missing.png"], "missing.png: no such file"),
         (["run", "BUNDLE"], "at least one picture"),
-        (["compile", MODEL], "data"),
+        (["compile", MODEL], "--input data=1,1,224,224"),
         (["compile", MODEL, "--input", "data=1,1,8,8", "--input", "tada=1"], "tada"),
         (["compile", MODEL, "--input", SHAPE, "--input", "data=2,1,8,8"], "data more than once"),
         (["compile", MODEL, "--input", SHAPE, "-o", "PICTURE/lib"], "digit.png is no folder"),

@@ -248,11 +248,15 @@ def _missing_text(plan: Plan, missing: Sequence[str], blobs: Mapping[str, np.nda
     weights = [name for name in missing if name not in data]
     parts = [f"{plan.where}: {len(missing)} external input{'s have' if len(missing) > 1 else ' has'} no value"]
     if data:
-        example = ", ".join(f"'{name}': {_example_shape(plan, name, blobs)}" for name in data)
-        parts.append(f"{', '.join(data)}: give the shape, for another type than float32 with it: inputs={{{example}}}")
+        shapes = {name: _example_shape(plan, name, blobs) for name in data}
+        mapping = ", ".join(f"'{name}': {shape}" for name, shape in shapes.items())
+        options = " ".join(f"--input {name}={shape.strip('()').replace(' ', '')}" for name, shape in shapes.items())
+        parts.append(
+            f"{', '.join(data)}: give the shape, for another type than float32 with it: {options} or inputs={{{mapping}}}"
+        )
     if weights:
         parts.append(
-            f"{', '.join(weights)}: give the weights with init= (an init_net.pb, a .npz file or {{name: array}}) that hold "
+            f"{', '.join(weights)}: give the weights with --init or init= (an init_net.pb, a .npz file or {{name: array}}) that hold "
             f"{'them' if len(weights) > 1 else 'it'}"
         )
     return "; ".join(parts)
