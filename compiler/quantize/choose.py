@@ -18,8 +18,12 @@ from cortado.compiler.quantize.simulate import Simulation, simulation
 from cortado.compiler.quantize.weights import weight_error_bias
 from cortado.compiler.types import Executor, Quant
 
-DEFAULT = Decision("mean_square_error", True)  # where no samples are left to compare on
-GAIN = 0.98  # what costs a change of the network must lower the error at least to this part
+SAFE = "min_max"  # clips nothing that was seen
+DEFAULT = Decision(SAFE, True)  # where no samples are left to compare on
+GAIN = 0.98  # a later candidate must lower the error at least to this part
+# What clips values that were seen, or stretches channels up to what was seen of them, fits the samples better than other inputs, on which
+# the loss has no bound. It must be worth a bit: a quarter of the error.
+RISKY_GAIN = 0.25
 Statistics = Mapping[str, TensorStatistics]
 
 
@@ -87,12 +91,13 @@ class _Contest:
     progress: Progress | None
     errors: dict[str, float]
     best: tuple[float, Decision, dict[str, float]] | None = None
+    risk: int = 0  # of the best
     count: int = 0
 
     def enter(
         self, comparison: Comparison, statistics: Statistics, methods: Sequence[str], factors: Mapping[str, tuple[float, ...]]
     ) -> None:
-        """Every method, with and without bias correction. A later candidate must be better by GAIN."""
+        """Every method, with and without bias correction."""
         plan = comparison.simulation.plan
         moved = moved_biases(plan, statistics)
         wanted = self.config.correct_bias
@@ -106,8 +111,9 @@ class _Contest:
                 self.count += 1
                 if self.progress is not None:
                     self.progress("comparing", self.count)
-                if self.best is None or error < self.best[0] * GAIN:
-                    self.best = error, Decision(method, correct, factors), found
+                risk = int(method != SAFE) + int(bool(factors))
+                if self.best is None or error < self.best[0] * (RISKY_GAIN if risk > self.risk else GAIN):
+                    self.best, self.risk = (error, Decision(method, correct, factors), found), risk
 
 
 def decide(

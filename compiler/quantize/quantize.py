@@ -88,7 +88,7 @@ def summary(graph: Graph, record: CalibrationRecord, config: QuantizeConfig = AU
         "method": decision.method,
         "bias_correction": decision.correct_bias,
         "equalized_layers": len(decision.factors),
-        "candidates_db": {name: decibels(error) for name, error in decision.errors.items()},
+        "candidates_db": {name: decibels(error) for name, error in sorted(decision.errors.items())},
         "tensors": tensors,
     }
 
