@@ -113,7 +113,9 @@ class Block:
         def walk(depth: int, a: Val, w: Val, sums: list[Val]) -> list[Val]:
             if depth == 0:
                 return self.columns(a, w, channels, sums)
-            trips, a_step, w_step = ("planes", "a_plane", "w_plane") if depth == 2 else ("kernel_rows", "a_row", "w_row")
+            if depth == 1:
+                return self.kernel_rows(a, w, channels, sums)
+            trips, a_step, w_step = "planes", "a_plane", "w_plane"
 
             def once(i: Val, *carried: Val) -> list[Val]:
                 return walk(depth - 1, self.moved(a, i * p[a_step]), self.moved_words(w, i * p[w_step]), list(carried))
@@ -124,6 +126,15 @@ class Block:
         for r in range(spec.pixels):
             of_pixel = [[sums[(m * spec.pixels + r) * vectors + v] for v in range(vectors)] for m in range(spec.multiplier)]
             self.finish(of_pixel, r, bias, residual, out, channels)
+
+    def kernel_rows(self, a: Val, w: Val, channels: int, sums: list[Val]) -> list[Val]:
+        """All kernel rows of a plane that are inside the image."""
+        k, p = self.k, self.p
+
+        def once(i: Val, *carried: Val) -> list[Val]:
+            return self.columns(self.moved(a, i * p["a_row"]), self.moved_words(w, i * p["w_row"]), channels, list(carried))
+
+        return list(k.loop(0, p["kernel_rows"], 1, once, sums))
 
     def start(self, bias: Val | None, number: int) -> Val:
         return self.k.zero(self.vector) if bias is None else self.k.load(bias, self.vector, number * self.spec.lanes)
@@ -148,8 +159,7 @@ class Block:
                 for tap, r in users[position]:
                     for m in range(spec.multiplier):
                         if (tap, m) not in weights:
-                            place = (tap * spec.multiplier + m) * width + v * spec.lanes
-                            weights[tap, m] = k.load(w, self.vector, place)
+                            weights[tap, m] = self.load_weight(w, (tap * spec.multiplier + m) * width + v * spec.lanes)
                         i = (m * spec.pixels + r) * vectors + v
                         sums[i] = self.multiply_add(value, weights[tap, m], sums[i])
         return sums
@@ -157,6 +167,9 @@ class Block:
     def load(self, column: Val, count: int, at: int) -> Val:
         """The first `count` channels from `at` on."""
         return self.k.load_lanes(column, self.vector, count, at)
+
+    def load_weight(self, w: Val, at: int) -> Val:
+        return self.k.load(w, self.vector, at)
 
     def multiply_add(self, value: Val, weight: Val, total: Val) -> Val:
         return self.k.virtual("fma", value, weight, total)

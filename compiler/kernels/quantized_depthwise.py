@@ -1,6 +1,7 @@
 """Quantized depthwise convolution: the float blocks and their driver, on bytes widened to words.
 
-A product is a dot2 of two words whose upper halves do not count: the weight's is zero.
+Two kernel rows are done at once: a word holds both rows' values of a channel, and dot2 adds both products. In a single row the upper
+halves do not count: the weight's is zero.
 """
 
 from __future__ import annotations
@@ -67,11 +68,34 @@ class _Form:
 class _QuantizedBlock(Block):
     def __init__(self, spec: BlockSpec, target: Target, form: _Form) -> None:
         super().__init__(spec, target)
-        self.form = form
+        self.form, self.pair = form, False
+
+    def kernel_rows(self, a: Val, w: Val, channels: int, sums: list[Val]) -> list[Val]:
+        k, p = self.k, self.p
+
+        def once(i: Val, *carried: Val) -> list[Val]:
+            return self.columns(self.moved(a, i * p["a_row"]), self.moved_words(w, i * p["w_row"]), channels, list(carried))
+
+        if self.spec.lanes == 1:
+            return list(k.loop(0, p["kernel_rows"], 1, once, sums))
+        whole = p["kernel_rows"] // 2 * 2
+        self.pair = True
+        both = k.loop(0, whole, 2, once, sums)
+        self.pair = False
+        return list(k.loop(whole, p["kernel_rows"], 1, once, both))
 
     def load(self, column: Val, count: int, at: int) -> Val:
-        value = load_bytes(self.k, column, self.spec.lanes, count, at)
-        return widened(self.k, value, self.form.signed) - self.form.zero
+        k, lanes = self.k, self.spec.lanes
+        value = load_bytes(k, column, lanes, count, at)
+        if not self.pair:
+            return widened(k, value, self.form.signed) - self.form.zero
+        below = load_bytes(k, self.moved(column, self.p["a_row"]), lanes, count, at)
+        woven = k.shuffle(value, below, [lanes * (i % 2) + i // 2 for i in range(2 * lanes)])
+        return k.convert(widened(k, woven, self.form.signed, "i16") - self.form.zero, self.vector, "bitcast")
+
+    def load_weight(self, w: Val, at: int) -> Val:
+        weight = super().load_weight(w, at)
+        return weight | (super().load_weight(self.moved_words(w, self.p["w_row"]), at) << 16) if self.pair else weight
 
     def multiply_add(self, value: Val, weight: Val, total: Val) -> Val:
         return self.k.virtual("dot2", total, value, weight)
