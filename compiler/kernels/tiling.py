@@ -10,11 +10,13 @@ from cortado.compiler.kernels.geometry import Geometry, Segment, balanced
 from cortado.compiler.lang import BYTES, Type
 from cortado.compiler.target import Target
 
-OUT_OF_ORDER_LATENCY = 4.0  # cycles of a multiply-add whose result the next one needs: 4 on current x86 and Arm cores
-PER_CYCLE = 2.0  # multiply-adds, and also loads, that wide cores start in a cycle
-LOAD = 0.1  # cycles that a load costs even where multiply-adds are the limit
-ISSUE = 5.0  # instructions that wide cores take in a cycle
-SECOND_LEVEL = 20.0  # bytes a cycle that stream from the second cache level
+# Cycles, bytes a cycle and instructions a cycle of wide out-of-order cores. Measured on Zen 3, and near enough on others to order tiles.
+LATENCY = 4.0  # of a multiply-add whose result the next one needs
+PER_CYCLE = 2.0  # multiply-adds, and also loads, that start
+ISSUE = 5.0  # instructions
+ELEMENT = 0.035  # cycles that each element of A costs even behind multiply-adds; where A is loaded by vectors, half of what a load costs
+SECOND_LEVEL, THIRD_LEVEL = 20.0, 10.0  # bytes that stream from the second cache level, and from beyond
+HIDDEN = 320.0  # bytes of a stream that cost a cycle even behind multiply-adds
 TILE_OVERHEAD = 24.0  # cycles: addresses, loop ends (one of them mispredicted), first loads
 UNROLLED = 64  # multiply-adds in one trip of the inner loop, at most
 
@@ -38,6 +40,11 @@ class Core:
     first_level: int
     second_level: int
 
+    @property
+    def panel_room(self) -> int:
+        """Bytes of a panel of weights that stay in the second cache level while pixels pass."""
+        return self.second_level * 5 // 8
+
     def fits(self, rows: int, vectors: int, splits: int = 1) -> bool:
         """Whether the accumulators and what an inner step holds beside them fit the registers."""
         held = rows + vectors + 2 * self.by_lane if self.by_lane or self.in_order else min(rows, vectors) + 1
@@ -47,7 +54,7 @@ class Core:
         """Partial sums per accumulator that hide the latency of the multiply-add."""
         wanted = 1
         while (
-            not self.in_order and wanted * rows * vectors < OUT_OF_ORDER_LATENCY * PER_CYCLE and self.fits(rows, vectors, 2 * wanted)
+            not self.in_order and wanted * rows * vectors < LATENCY * PER_CYCLE and self.fits(rows, vectors, 2 * wanted)
         ):
             wanted *= 2
         return min(wanted, 4)
@@ -57,15 +64,19 @@ class Core:
         work = rows * vectors
         if self.in_order:
             return depth * (3.0 * work + 1.5 * (rows + vectors) + 2.0) + TILE_OVERHEAD
-        loads = (rows / self.lanes if self.by_lane else rows) + vectors
-        step = max(work / PER_CYCLE, loads / PER_CYCLE, OUT_OF_ORDER_LATENCY / self.splits(rows, vectors))
+        elements = rows / self.lanes if self.by_lane else rows
+        step = max(work, elements + vectors, LATENCY * PER_CYCLE / self.splits(rows, vectors)) / PER_CYCLE
+        step += ELEMENT * (2 * (elements + vectors) if self.by_lane else elements)
         if not self.fused:  # copies, multiplications and additions, and two instructions for a broadcast
             step = max(step, (2.5 * work + 2 * rows + vectors) / ISSUE)
-        if depth * vectors * self.lanes * self.element > self.first_level // 2:
-            step = max(step, vectors * self.lanes * self.element / SECOND_LEVEL)
+        weights = vectors * self.lanes * self.element
+        if depth * weights > self.first_level // 2:
+            step = max(step, weights / SECOND_LEVEL) + weights / HIDDEN
+        if depth * weights > self.panel_room:
+            step = max(step, weights / THIRD_LEVEL)
         if vectors == 1 and not self.by_lane:
             step *= 1.5  # measured: LLVM keeps such accumulators in changing registers and copies or spills them
-        return depth * (step + LOAD * loads) + TILE_OVERHEAD + work
+        return depth * step + TILE_OVERHEAD + work
 
 
 def core_of(target: Target, scalar: str) -> Core:
@@ -118,7 +129,8 @@ def choose_panels(core: Core, outputs: int, pixels: int, depth: int) -> Panels:
             bodies, last = bodies - 1, vectors
         cycles, rows = _row_cycles(core, vectors, pixels, depth) if bodies else (0.0, 0)
         more, last_rows = _row_cycles(core, last, pixels, depth) if last else (0.0, 0)
-        found = (bodies * cycles + more, Panels(core.lanes, vectors, bodies, last, tail, rows, last_rows))
+        two_kinds = 1.03 if bodies and last else 1.0  # twice the code, and a chunk that is not like the others
+        found = (two_kinds * (bodies * cycles + more), Panels(core.lanes, vectors, bodies, last, tail, rows, last_rows))
         if best is None or found[0] < 0.995 * best[0]:
             best = found
     assert best is not None, "a target without registers"
@@ -199,15 +211,17 @@ def choose_partition(core: Core, geometry: Geometry, panels: Panels, groups: int
     body_panels, last_panels = groups * panels.bodies, groups * (panels.last > 0)
     most_tiles = len(balanced(width.outputs, max(panels.rows, panels.last_rows)))
     chunks = max(1, min(body_panels or last_panels, -(-wanted // min(blocks, geometry.rows * most_tiles))))
+    body_chunk, last_chunk = -(-body_panels // chunks), -(-last_panels // chunks)
+    chunks = -(-body_panels // body_chunk) if body_panels else -(-last_panels // last_chunk)  # none of them empty
     blocks = max(blocks, wanted // chunks)
     row_parts = max(1, min(most_tiles // 2, -(-blocks // geometry.rows)))
     units = geometry.rows * row_parts
     unit_block = max(1, units // blocks)
-    parts = 1
-    if packable and units * most_tiles >= 4:
-        parts = max(1, -(-depth * panels.vectors * panels.lanes * core.element // (core.second_level // 2)))
+    panel_bytes = depth * panels.vectors * panels.lanes * core.element
+    swept = packable and units * most_tiles >= 4 and panel_bytes > core.panel_room
+    parts = -(-panel_bytes // (core.second_level // 2)) if swept else 1
     k_part = min(geometry.channels, -(-geometry.channels // parts // 4) * 4)
-    return Partition(row_parts, units, unit_block, chunks, -(-body_panels // chunks), -(-last_panels // chunks), k_part)
+    return Partition(row_parts, units, unit_block, chunks, body_chunk, -(-last_panels // chunks), k_part)
 
 
 def runs_of(segment: Segment, channels: int, merged: bool) -> list[int]:
