@@ -85,8 +85,8 @@ class Profile:
                 "",
                 *_table(("operator", "steps", *header[4:]), summary, 1),
                 "",
-                f"whole run   {self.run_min_us:11,.1f} us, median {self.run_median_us:,.1f}",
-                f"all steps   {self.sum_min_us:11,.1f} us, median {self.sum_median_us:,.1f}",
+                f"whole run   {self.run_min_us:12,.2f} us, median {self.run_median_us:,.2f}",
+                f"all steps   {self.sum_min_us:12,.2f} us, median {self.sum_median_us:,.2f}",
             ]
         )
 
@@ -134,7 +134,7 @@ def _rate(macs: int, microseconds: float) -> float | None:
 def _numbers(entry: StepProfile | OperatorProfile) -> tuple[str, ...]:
     rate = "" if entry.gflops is None else f"{entry.gflops:.1f}"
     macs = f"{entry.macs:,}" if entry.macs else ""
-    return macs, f"{entry.min_us:,.1f}", f"{entry.median_us:,.1f}", f"{100 * entry.share:.1f}%", rate
+    return macs, f"{entry.min_us:,.2f}", f"{entry.median_us:,.2f}", f"{100 * entry.share:.1f}%", rate
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:

@@ -119,7 +119,7 @@ def test_a_profile_as_table_and_document() -> None:
     )
     lines = str(profile).splitlines()
     assert "net for host, 1 thread, 1 runs" in lines[0]
-    assert lines[3].split() == ["a", "conv", "conv_f32", "1x2", "500,000", "25.0", "25.0", "100.0%", "40.0"]
+    assert lines[3].split() == ["a", "conv", "conv_f32", "1x2", "500,000", "25.00", "25.00", "100.0%", "40.0"]
     document = json.loads(json.dumps(profile.to_dict()))
     assert document["schema"] == 1
     assert document["steps"][0]["gflops"] == document["operators"][0]["gflops"] == 40
