@@ -11,18 +11,15 @@ from typing import Any
 import numpy as np
 
 from cortado.compiler.graph import Value, constant
-from cortado.compiler.importers import caffe2_join, caffe2_shape
-from cortado.compiler.importers.caffe2_call import FIRST, FLOAT32, MANY, Call, OpSpec
+from cortado.compiler.importers.caffe2_call import FIRST, FLOAT32, Call, OpSpec
 from cortado.compiler.importers.caffe2_window import SAME, read_window
 from cortado.compiler.ops.checks import show
-from cortado.compiler.ops.resize import resized
 from cortado.compiler.types import Quant
 from cortado.errors import FormatError, ShapeError, UnsupportedError
 
 Results = Sequence[Value | None]
 EITHER = frozenset({(0, 0), (1, 0)})
 UINT8, INT32 = frozenset({"uint8"}), frozenset({"int32"})
-LARGEST_SCALE = 1 << 16
 
 
 # --- quantization and order ---
@@ -65,7 +62,7 @@ def _result(call: Call, relu: bool = False) -> dict[str, Any]:
     return {"quant": quant, "dtype": "uint8", "rounding": "qnnpack", "lo": quant.zero_points[0] if relu else 0, "hi": 255}
 
 
-def _image(call: Call, default: str = "NCHW") -> None:
+def nhwc_image(call: Call, default: str = "NCHW") -> None:
     order = call.args.text("order", default)
     if order not in ("NHWC", "nhwc"):
         raise FormatError(f"argument 'order' is '{order}'; {call.operator.type} exists for order NHWC only")
@@ -92,7 +89,7 @@ def _products(call: Call) -> None:
 def _convolution(relu: bool) -> Callable[[Call], Results]:
     def build(call: Call) -> Results:
         _products(call)
-        _image(call)
+        nhwc_image(call)
         x, w, _ = call.inputs
         window = read_window(call.args)
         if window.whole:
@@ -123,7 +120,7 @@ def _fully_connected(call: Call) -> Results:
 def _transposed_convolution(call: Call) -> Results:
     """As a convolution that makes the s * s outputs between neighbouring inputs as channels, which then take their places."""
     _products(call)
-    _image(call)
+    nhwc_image(call)
     window, x, w = read_window(call.args), call.x, call.inputs[1]
     filters, bias = w.constant, call.inputs[2].constant
     if filters is None or bias is None:
@@ -177,7 +174,7 @@ def _add(relu: bool) -> Callable[[Call], Results]:
 
 
 def _window(call: Call) -> dict[str, Any]:
-    _image(call)
+    nhwc_image(call)
     window = read_window(call.args)
     if window.kernel == (1, 1):
         raise FormatError(f"{call.operator.type} takes no kernel of 1 x 1")
@@ -272,89 +269,16 @@ def _dequantize(call: Call) -> Results:
     return (call.node("dequantize", (call.x,)),)
 
 
-# --- movement ---
-
-
-def _moved(build: Callable[[Call], Results], checked: bool = True) -> Callable[[Call], Results]:
-    """The float operator's importer, for one whose elements only move. checked: the arguments must repeat the scale."""
-
-    def wrapped(call: Call) -> Results:
-        quant = same_quant(call) if checked else input_quant(call)
-        first, *rest = build(call)
-        if first is not None and first.constant is not None and first.type.quant is None:
-            first = constant(first.constant, call.names[0], (call.operator.label,), quant=quant)
-        return (first, *rest)
-
-    return wrapped
-
-
-def _concat(call: Call) -> Results:
-    """All inputs are taken to have the first one's scale, as Caffe2 does: nothing is rescaled."""
-    quant = same_quant(call)
-    default = {"NHWC": 3, "NCHW": 1, "": 0}.get(call.args.text("order", "").upper(), 0)
-    axis = call.axis(call.args.integer("axis", default), len(call.x.shape))
-    table = np.arange(256, dtype=np.uint8)
-    table.flags.writeable = False
-    parts = []
-    for position, value in enumerate(call.inputs):
-        if input_quant(call, position) != quant:
-            attrs = {"table": table, "quant": quant, "dtype": "uint8"}
-            value = call.helper("q_table", (value,), f"as_first_{position}", attrs)
-        parts.append(value)
-    return (call.node("concat", parts, {"axis": axis}), *[None] * (len(call.operator.outputs) - 1))
-
-
-def _resize_nearest(call: Call) -> Results:
-    same_quant(call)
-    _image(call, "NHWC")
-    scales = call.args.number("height_scale", 1.0), call.args.number("width_scale", 1.0)
-    if not all(0 < scale <= LARGEST_SCALE for scale in scales):
-        raise ShapeError(
-            f"scales of {scales[0]} and {scales[1]} are impossible: they must be above 0 and at most {LARGEST_SCALE}"
-        )
+def _roi_align(call: Call) -> Results:
+    input_quant(call)
+    call.dtype(FLOAT32, 1)
+    nhwc_image(call, "NHWC")
+    args = call.args
     attrs = {
-        "scale_h": scales[0], "scale_w": scales[1], "out_h": resized(call.x.shape[1], scales[0]),
-        "out_w": resized(call.x.shape[2], scales[1]),
+        "scale": args.number("spatial_scale", 1.0), "pooled_h": args.integer("pooled_h", 1), "pooled_w": args.integer("pooled_w", 1),
+        "sampling": max(args.integer("sampling_ratio", -1), 0), **_result(call),
     }  # fmt: skip
-    return (call.node("resize_nearest", (call.x,), attrs),)
-
-
-def _channel_shuffle(call: Call) -> Results:
-    same_quant(call)
-    _image(call)
-    group, shape = call.args.integer("group", 1), call.x.shape
-    if not (call.args.has("kernel") or call.args.has("kernels")):
-        raise FormatError("no kernel size: Int8ChannelShuffle wants argument 'kernel', though it uses none")
-    if group < 2 or shape[-1] % group:
-        raise ShapeError(f"group {group} must be at least 2 and divide the channels of the input {show(shape)}")
-    parts = call.reshaped(call.x, (*shape[:-1], group, shape[-1] // group), "groups")
-    return (call.as_output(call.transposed(parts, (0, 1, 2, 4, 3), "shuffled"), shape),)
-
-
-# --- fills ---
-
-
-def _given(call: Call) -> Results:
-    """Bytes from one string."""
-    stored = _bytes(call)
-    quant = output_quant(call)
-    return (constant(stored, call.names[0], (call.operator.label,), quant=quant),)
-
-
-def _bytes(call: Call) -> np.ndarray:
-    shape, strings = call.args.wide_integers("shape"), call.args.raw("values").strings
-    text = b"".join(strings) if strings else call.args.raw("values").s or b""
-    if any(size < 0 for size in shape) or len(text) != math.prod(shape):
-        raise ShapeError(f"argument 'values' holds {len(text)} bytes, but the shape {show(shape)} needs {math.prod(shape)}")
-    return np.frombuffer(text, np.uint8).reshape(shape)
-
-
-def _given_int(call: Call) -> Results:
-    """int32 biases; their scale is implied by what reads them."""
-    shape, values = call.args.wide_integers("shape"), call.args.raw("values").ints
-    if any(size < 0 for size in shape) or len(values) != math.prod(shape):
-        raise ShapeError(f"argument 'values' holds {len(values)} numbers, but the shape {show(shape)} needs {math.prod(shape)}")
-    return (call.constant(values.astype(np.int32).reshape(shape)),)
+    return (call.node("q_roi_align", call.inputs, attrs),)
 
 
 OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
@@ -377,14 +301,6 @@ OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
         "Int8Softmax": OpSpec(_softmax),
         "Int8Quantize": OpSpec(_quantize),
         "Int8Dequantize": OpSpec(_dequantize),
-        "Int8Concat": OpSpec(_concat, inputs=(1, MANY), outputs=(1, 2)),
-        "Int8Reshape": OpSpec(_moved(caffe2_shape.OPERATORS["Reshape"].build, False), (1, 2), (2, 2), FIRST),
-        "Int8Flatten": OpSpec(_moved(caffe2_shape.OPERATORS["Flatten"].build)),
-        "Int8Transpose": OpSpec(_moved(caffe2_shape.OPERATORS["Transpose"].build)),
-        "Int8Slice": OpSpec(_moved(caffe2_join.OPERATORS["Slice"].build), inputs=(1, 3)),
-        "Int8ResizeNearest": OpSpec(_resize_nearest),
-        "Int8ChannelShuffle": OpSpec(_channel_shuffle),
-        "Int8GivenTensorFill": OpSpec(_given, inputs=(0, 0)),
-        "Int8GivenIntTensorFill": OpSpec(_given_int, inputs=(0, 0)),
+        "Int8RoIAlign": OpSpec(_roi_align, inputs=(2, 2)),
     }
 )

@@ -144,7 +144,7 @@ class Block:
 
     def columns(self, a: Val, w: Val, channels: int, sums: list[Val]) -> list[Val]:
         """One kernel row. Each input vector is loaded once and used by every tap that wants it."""
-        k, spec = self.k, self.spec
+        spec = self.spec
         sums = list(sums)
         vectors, width = -(-channels // spec.lanes), spec.vectors * spec.lanes
         users: dict[int, list[tuple[int, int]]] = {}

@@ -40,7 +40,7 @@ def lower_roi_align(node: Node, ins: Sequence[Operand], outs: Sequence[Operand],
         at = box_number * rois.strides[0]
         image = to_index(k, k.load(boxes, F32, at), x.shape[0] - 1) if extra else k.index(0)
         features = k.offset(source, image * x.strides[0], "f32")
-        samples = _Samples(k, x, load_row(k, boxes, at + extra, wide), attrs)
+        samples = Samples(k, x, load_row(k, boxes, at + extra, wide), attrs)
         into = k.offset(sink, box_number * out.strides[0] + line * out.strides[1], "f32")
         k.loop(
             0,
@@ -53,7 +53,7 @@ def lower_roi_align(node: Node, ins: Sequence[Operand], outs: Sequence[Operand],
     return [KernelCall(k.finish(), (Ref("input", 0), Ref("input", 1), Ref("output", 0)), out.shape[0] * out.shape[1])]
 
 
-class _Samples:
+class Samples:
     """The samples of one box. An axis is (start, size of a cell, number of samples, the same as f32)."""
 
     def __init__(self, k: KernelBuilder, x: Operand, box: Sequence[Val], attrs: Attrs) -> None:
@@ -89,7 +89,7 @@ class _Samples:
             kind = Type("f32", 1 << (lanes - 1).bit_length())
 
             def sample(i: Val, j: Val, totals: Sequence[Val]) -> list[Val]:
-                corners = self._corners(i, j, line, column)
+                corners = self.corners(i, j, line, column)
                 sums = list(totals)
                 for place, weight in corners:
                     wide = k.broadcast(weight, kind.lanes)
@@ -108,7 +108,7 @@ class _Samples:
         lanes = min(k.target.lanes("f32"), 1 << (self.x.shape[3] - 1).bit_length())
         vector_row(k, self.x.shape[3], lanes, min(UNROLL, -(-self.x.shape[3] // lanes)), body)
 
-    def _corners(self, i: Val, j: Val, line: Val, column: Val) -> list[tuple[Val, Val]]:
+    def corners(self, i: Val, j: Val, line: Val, column: Val) -> list[tuple[Val, Val]]:
         """Where the four neighbours of a sample are and what they weigh; nothing beyond the edge."""
         k, x = self.k, self.x
         y_at, x_at = self._position(self.down, line, i), self._position(self.across, column, j)

@@ -20,6 +20,7 @@ from cortado.compiler.kernels.proposals import lower_generate_proposals
 from cortado.compiler.kernels.quantized_average import lower_q_average_pool, lower_q_mean
 from cortado.compiler.kernels.quantized_conv import lower_q_conv, lower_q_fc
 from cortado.compiler.kernels.quantized_pointwise import lower_dequantize, lower_q_add, lower_q_mul, lower_quantize
+from cortado.compiler.kernels.quantized_roi import lower_q_roi_align
 from cortado.compiler.kernels.quantized_table import lower_q_softmax, lower_q_table
 from cortado.compiler.kernels.reduce import lower_reduce
 from cortado.compiler.kernels.resize import lower_resize_bilinear, lower_resize_nearest
@@ -60,6 +61,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     "q_mean": lower_q_mean,
     "q_softmax": lower_q_softmax,
     "q_table": lower_q_table,
+    "q_roi_align": lower_q_roi_align,
     "quantize": lower_quantize,
     "dequantize": lower_dequantize,
     "batch_matmul": lower_batch_matmul,

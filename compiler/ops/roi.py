@@ -50,7 +50,7 @@ def _align(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     return (out,)
 
 
-def _grid(start: np.float32, size: np.float32, pooled: int, attrs: Attrs) -> np.ndarray:
+def grid(start: np.float32, size: np.float32, pooled: int, attrs: Attrs) -> np.ndarray:
     """Sample positions [pooled, samples] along one axis."""
     cell = np.float32(size / np.float32(pooled))
     wanted = attrs["sampling"] or int(np.clip(np.nan_to_num(np.ceil(cell)), 0, LARGEST_GRID))
@@ -63,8 +63,8 @@ def _upright(x: np.ndarray, box: np.ndarray, attrs: Attrs) -> np.ndarray:
     size = corners[2:] - corners[:2]
     if not attrs["aligned"]:
         size = np.maximum(size, np.float32(1))
-    ys = _grid(corners[1], size[1], attrs["pooled_h"], attrs)[:, None, :, None]
-    xs = _grid(corners[0], size[0], attrs["pooled_w"], attrs)[None, :, None, :]
+    ys = grid(corners[1], size[1], attrs["pooled_h"], attrs)[:, None, :, None]
+    xs = grid(corners[0], size[0], attrs["pooled_w"], attrs)[None, :, None, :]
     return _mean(_bilinear(x, *np.broadcast_arrays(ys, xs)))
 
 
@@ -75,8 +75,8 @@ def _rotated(x: np.ndarray, box: np.ndarray, attrs: Attrs) -> np.ndarray:
     size = scaled[2:4] if attrs["aligned"] else np.maximum(scaled[2:4], np.float32(1))
     half, theta = np.float32(0.5), np.float32(box[4] * np.float32(np.pi / 180))
     sine, cosine = np.sin(theta), np.cos(theta)
-    ys = _grid(-size[1] * half, size[1], attrs["pooled_h"], attrs)[:, None, :, None]
-    xs = _grid(-size[0] * half, size[0], attrs["pooled_w"], attrs)[None, :, None, :]
+    ys = grid(-size[1] * half, size[1], attrs["pooled_h"], attrs)[:, None, :, None]
+    xs = grid(-size[0] * half, size[0], attrs["pooled_w"], attrs)[None, :, None, :]
     return _mean(_bilinear(x, ys * cosine - xs * sine + centre[1], xs * cosine + ys * sine + centre[0]))
 
 
@@ -90,7 +90,7 @@ def _bilinear(x: np.ndarray, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
     """x[H, W, C] at positions; zero further than one cell outside."""
     height, width, _ = x.shape
     good = (ys >= -1) & (ys <= height) & (xs >= -1) & (xs <= width)
-    (y0, y1, fy), (x0, x1, fx) = (_neighbours(np.where(good, v, 0), n) for v, n in ((ys, height), (xs, width)))
+    (y0, y1, fy), (x0, x1, fx) = (neighbours(np.where(good, v, 0), n) for v, n in ((ys, height), (xs, width)))
     gy, gx = np.float32(1) - fy, np.float32(1) - fx
     corners = ((y0, x0, gy * gx), (y0, x1, gy * fx), (y1, x0, fy * gx), (y1, x1, fy * fx))
     total = np.zeros((*ys.shape, x.shape[2]), np.float32)
@@ -99,7 +99,7 @@ def _bilinear(x: np.ndarray, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
     return total * good[..., None].astype(np.float32)
 
 
-def _neighbours(at: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def neighbours(at: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     at = np.maximum(at, np.float32(0)).astype(np.float32)
     low = np.minimum(np.floor(at), np.float32(size - 1))
     fraction = np.where(low >= size - 1, np.float32(0), at - low).astype(np.float32)
