@@ -119,7 +119,7 @@ def scaled(x: np.ndarray, scale_h: float, scale_w: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
-@pytest.mark.parametrize("channels", [1, 3, 8, 21, 36])
+@pytest.mark.parametrize("channels", [1, 3, 8, 19])
 def test_resize(channels: int, target: Target) -> None:
     x = eighths((2, 3, 4, channels))
     for scales in ((2.0, 2.0), (1.0, 3.0), (1.5, 2.7), (0.5, 0.4)):

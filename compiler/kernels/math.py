@@ -3,7 +3,15 @@ same `fma` row, at most 2 ulp off over the whole range; subnormals, infinities a
 
 Every polynomial is our own minimax fit: a linear program over 4000 Chebyshev nodes minimises the largest weighted error of the result
 (weight: 1 / result, so relative), then coefficients are rounded to float32 one by one, lowest power first, and the others fitted again.
-The largest errors in the docstrings (fma / no fma) are those over all 2^32 arguments against float64.
+
+Largest errors found in ulp, native code against float64, with / without fma:
+
+| exp | log | tanh | sigmoid | erf | sinh | cosh |
+| --- | --- | --- | --- | --- | --- | --- |
+| 1.03 / 1.01 | 0.86 / 0.86 | 1.52 / 1.52 | 1.97 / 1.97 | 1.18 / 1.22 | 1.61 / 1.61 | 1.47 / 1.47 |
+
+exp, tanh, sigmoid, erf: over every argument where the result is neither constant nor the argument itself (tanh, erf: positive ones, as
+they are odd); the others over every 8th (log) or 32nd float.
 """
 
 from __future__ import annotations

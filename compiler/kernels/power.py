@@ -1,7 +1,7 @@
 """Power and cube root of float32 in the kernel language. See `math` for how polynomials were made and what is promised.
 
 Where one float32 is not enough, a number is carried as two: a first part of 12 leading bits, whose products are exact on every target,
-and the rest.
+and the rest. Largest errors found in ulp: cube root 0.76 over every 32nd float, power 1.11 (with fma) and 1.37 over 9 million pairs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Circular functions and their inverses, float32, in the kernel language. See `math` for how polynomials were made and what is promised."""
+"""Circular functions and their inverses, float32, in the kernel language. See `math` for how polynomials were made and what is promised.
+
+Largest errors found in ulp over every 32nd float, with / without fma: sin 0.87 / 0.91, cos 0.89 / 0.93, tan 1.66 / 1.67,
+asin 1.62 / 1.67, acos 1.14 / 1.14, atan 1.22 / 1.22.
+"""
 
 from __future__ import annotations
 
