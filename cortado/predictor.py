@@ -60,7 +60,7 @@ def _placeholders(net: NetDef, names: tuple[str, ...]) -> Inputs:
             continue
         kind = op.args["dtype"].i if "dtype" in op.args else 1
         shape = tuple(int(size) for size in op.args["shape"].ints)
-        if shape and min(shape) > 0 and kind in DATA_TYPES:
+        if shape and min(shape) > 0 and kind is not None and kind in DATA_TYPES:
             found[op.outputs[0]] = shape, DATA_TYPES[kind]
     return found
 
