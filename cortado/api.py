@@ -111,9 +111,9 @@ def calibrate(
 ) -> CalibrationRecord:
     """What `compile(dtype="int8", calibration=...)` needs to know of a graph's tensors: a record to keep, with `record.save(path)`.
 
-    samples: each {input name: array}; they are read once, and memory does not grow with them. method: "min_max", "moving_average",
-    "percentile", "entropy" or "mean_square_error"; None takes the one with the least error at the network's outputs. before: a record of
-    earlier samples to go on from. progress: called with a stage and a count. Raises CalibrationError.
+    samples: each {input name: array}; they are read once, and memory does not grow with them. method: "extended", "min_max",
+    "moving_average", "percentile", "entropy" or "mean_square_error"; None chooses by the error at the network's outputs. before: a record
+    of earlier samples to go on from. progress: called with a stage and a count. Raises CalibrationError.
     """
     from cortado.compiler.pipeline import calibrate_graph
     from cortado.compiler.quantize.config import QuantizeConfig

@@ -118,6 +118,14 @@ def test_moving_average_follows_later_samples() -> None:
     assert total.high == 10 and 1.0 < METHODS["moving_average"](total)[1] < 1.1
 
 
+def test_the_extended_range_leaves_room_where_samples_differ() -> None:
+    same = TensorStatistics.of(np.array([0, 2], np.float32))
+    assert METHODS["extended"](same.followed_by(same)) == (0, 2)
+    higher = same.followed_by(TensorStatistics.of(np.array([-1, 3], np.float32)))
+    low, high = METHODS["extended"](higher)
+    assert 4 < high < 4.5 and -2.5 < low < -2
+
+
 def test_channels_have_extremes_and_means() -> None:
     feeds = samples(5)
     seen = record_of(feeds).tensors["x0"]

@@ -294,7 +294,7 @@ def test_what_compile_refuses(graph: Graph, record: CalibrationRecord) -> None:
         cortado.compile(graph, dtype="int8", calibration={"data": np.zeros((1, 1, 8, 8), np.float32)})  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="io_dtype int8 needs"):
         cortado.compile(graph, io_dtype="int8")
-    with pytest.raises(OptionError, match="method 'best' is not one of min_max"):
+    with pytest.raises(OptionError, match="method 'best' is not one of extended, min_max"):
         cortado.calibrate(graph, [], method="best")
     other = cortado.load(digits.model_folder(), inputs={"data": (2, 1, 8, 8)})
     with pytest.raises(CalibrationError, match="another network or input shape"):

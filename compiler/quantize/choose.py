@@ -11,27 +11,30 @@ from cortado.compiler.graph import Node
 from cortado.compiler.quantize.calibrate import Feeds, MakeExecutor, Observer, Progress
 from cortado.compiler.quantize.config import QuantizeConfig
 from cortado.compiler.quantize.equalize import equalized, find_factors
-from cortado.compiler.quantize.plan import LAYERS, Plan, make_plan
+from cortado.compiler.quantize.plan import LAYERS, Plan, limits_of, make_plan
 from cortado.compiler.quantize.ranges import METHODS, quant_of
 from cortado.compiler.quantize.record import CalibrationRecord, Decision, TensorStatistics
 from cortado.compiler.quantize.simulate import Simulation, simulation
 from cortado.compiler.quantize.weights import weight_error_bias
 from cortado.compiler.types import Executor, Quant
 
-SAFE = "min_max"  # clips nothing that was seen
+SAFE = "extended"  # clips nothing that was seen, and leaves room
 DEFAULT = Decision(SAFE, True)  # where no samples are left to compare on
 GAIN = 0.98  # a later candidate must lower the error at least to this part
-# What clips values that were seen, or stretches channels up to what was seen of them, fits the samples better than other inputs, on which
-# the loss has no bound. It must be worth a bit: a quarter of the error.
+# Ranges without room above what was seen, and channels stretched up to what was seen of them, fit the samples better than other inputs,
+# on which clipping loses without bound. They must be worth a bit: a quarter of the error.
 RISKY_GAIN = 0.25
 Statistics = Mapping[str, TensorStatistics]
 
 
 def quants_of(plan: Plan, statistics: Statistics, method: str) -> tuple[Quant, ...]:
-    """Scale and zero point of every tensor of the plan, by its method's range over what is shown of it."""
+    """Scale and zero point of every tensor of the plan, by its method's range over what is shown of it, within what it cannot leave."""
     found = []
     for tensor in plan.tensors:
-        ranges = [METHODS[method](statistics[repr(value)]) for value in tensor.shown]
+        ranges = []
+        for value in tensor.shown:
+            (low, high), (least, most) = METHODS[method](statistics[repr(value)]), limits_of(value)
+            ranges.append((max(low, least), min(high, most)))
         low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
         found.append(quant_of(low, high))
     return tuple(found)

@@ -188,3 +188,22 @@ def clamp_of(node: Node) -> tuple[float, float]:
         return 0.0, np.inf
     limits = dict(epilogue[-1][2])
     return limits["lo"], limits["hi"]
+
+
+def limits_of(value: Value) -> tuple[float, float]:
+    """What the value cannot leave, whatever the input: the clamps it went through."""
+    node = value.node
+    if node.op in LAYERS:
+        return clamp_of(node)
+    if node.op == "relu":
+        return 0.0, np.inf
+    if node.op == "clip":
+        return node.attrs["lo"], node.attrs["hi"]
+    if node.op in ("sigmoid", "softmax", "hard_sigmoid"):
+        return 0.0, 1.0
+    if node.op == "tanh":
+        return -1.0, 1.0
+    if node.op in (*MOVES, "average_pool", "reduce_mean") and node.op != "pad":
+        found = [limits_of(x) for x in (node.inputs if node.op == "concat" else node.inputs[:1])]
+        return min(low for low, _ in found), max(high for _, high in found)
+    return -np.inf, np.inf

@@ -14,12 +14,23 @@ Range = tuple[float, float]
 LEVELS = 255  # steps between the least and the greatest int8 number
 LEAST, GREATEST = -128, 127
 SMALLEST_SCALE = 1e-30  # products of two scales stay normal float32 numbers
+EXTENSION = 1.5
 STEPS = 100  # ranges that the searches below try
 
 
 def min_max(statistics: TensorStatistics) -> Range:
     """Everything that was seen."""
     return statistics.low, statistics.high
+
+
+def extended(statistics: TensorStatistics) -> Range:
+    """Everything that was seen, and beyond it EXTENSION times what it exceeds the samples' average range by.
+
+    Where every sample reaches another height, the next one may reach a greater one.
+    """
+    low, high = statistics.low, statistics.high
+    above, below = max(0.0, high - statistics.average_high), max(0.0, statistics.average_low - low)
+    return low - EXTENSION * below, high + EXTENSION * above
 
 
 def moving_average(statistics: TensorStatistics) -> Range:
@@ -124,6 +135,7 @@ def _parts() -> list[float]:
 
 
 METHODS: Mapping[str, Callable[[TensorStatistics], Range]] = {
+    "extended": extended,
     "min_max": min_max,
     "moving_average": moving_average,
     "percentile": percentile,
