@@ -104,7 +104,9 @@ def sum_multipliers(a: np.float32, b: np.float32, y: np.float32) -> tuple[int, i
     scales = np.float32(a) / np.float32(y), np.float32(b) / np.float32(y)
     shift = 21 - ((bits_of(max(scales)) >> 23) - 127)
     fit = all(2.0**-14 <= scale < 2.0**8 for scale in scales) and shift < 32
-    require(fit, f"input scales of {scales[0]:g} and {scales[1]:g} times the output's are outside QNNPACK's range of 2^-14 to 2^8")
+    require(
+        fit, f"input scales of {scales[0]:g} and {scales[1]:g} times the output's are outside QNNPACK's range of 2^-14 to 2^8"
+    )
     first, second = (int(np.rint(np.float64(scale) * 2.0**shift)) for scale in scales)
     return first, second, shift
 
