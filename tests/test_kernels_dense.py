@@ -21,7 +21,9 @@ def numbers(rng: np.random.Generator, *shape: int, dtype: str = "float32") -> np
     return rng.integers(-4, 5, shape).astype(dtype)
 
 
-def fc_arrays(lead: tuple[int, ...], depth: int, outputs: int, epilogue: tuple[Any, ...], dtype: str = "float32") -> list[np.ndarray]:
+def fc_arrays(
+    lead: tuple[int, ...], depth: int, outputs: int, epilogue: tuple[Any, ...], dtype: str = "float32"
+) -> list[np.ndarray]:
     rng = np.random.default_rng(3)
     shapes = {"bias": (outputs,), "residual": (*lead, outputs)}
     extra = [numbers(rng, *shapes[entry[0]], dtype=dtype) for entry in epilogue if entry[0] != "activation"]

@@ -64,7 +64,12 @@ def test_geometries(g: Geometry, target: Target) -> None:
 def test_epilogues(epilogue: tuple[Any, ...]) -> None:
     for g in (GEOMETRIES[1], GEOMETRIES[10]):
         arrays = arrays_of(g, epilogue)
-        check(lower_conv, node_of("conv", arrays, attrs_of(g, epilogue), (1, 2) if ("bias",) in epilogue else (1,)), arrays, TARGETS[3])
+        check(
+            lower_conv,
+            node_of("conv", arrays, attrs_of(g, epilogue), (1, 2) if ("bias",) in epilogue else (1,)),
+            arrays,
+            TARGETS[3],
+        )
 
 
 def test_weights_known_at_run_time() -> None:

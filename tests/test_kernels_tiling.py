@@ -95,7 +95,10 @@ def test_register_blocks_fit_and_cover_the_channels(name: str) -> None:
         for pixels in (1, 2, 7, 13, 3025):
             panels = choose_panels(core, outputs, pixels, 64)
             assert panels.outputs == outputs and 1 <= panels.tail <= core.lanes
-            for rows, vectors, count in ((panels.rows, panels.vectors, panels.bodies), (panels.last_rows, panels.last, panels.last)):
+            for rows, vectors, count in (
+                (panels.rows, panels.vectors, panels.bodies),
+                (panels.last_rows, panels.last, panels.last),
+            ):
                 assert not count or (1 <= rows <= pixels and core.fits(rows, vectors, core.splits(rows, vectors)))
 
 

@@ -30,17 +30,20 @@ def lower_conv(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targ
     beside = None if epilogue.residual is None else ins[epilogue.residual]
     geometry = conv_geometry(x, out, beside, w.shape[1:-1], inside, node.attrs)
     groups = (GroupAxis(group, inside, 1, outputs, outputs),) if group > 1 else ()
-    source = WeightSource(
-        ((group, outputs * w.strides[0]),), w.strides[0], _filter_terms(w, geometry), epilogue.bias is not None
-    )
+    source = WeightSource(((group, outputs * w.strides[0]),), w.strides[0], _filter_terms(w, geometry), epilogue.bias is not None)
     weights = known_weights(node, epilogue, group, source)
     return lower_contraction("conv", Ref("input", 0), weights, out, geometry, groups, outputs, epilogue, target)
 
 
 def _filter_terms(w: Operand, geometry: Geometry) -> tuple[tuple[int, int], ...]:
     """(size, distance) of the filter's axes after the first, in the order of the loops; axes of one cell are left out."""
-    inner = [(size, stride, math.prod(w.shape[i + 2 :])) for i, (size, stride) in enumerate(zip(w.shape[1:], w.strides[1:], strict=True))]
+    inner = [
+        (size, stride, math.prod(w.shape[i + 2 :]))
+        for i, (size, stride) in enumerate(zip(w.shape[1:], w.strides[1:], strict=True))
+    ]
     distance = {place: stride for size, stride, place in inner if size > 1}
-    taps = [(axis.taps, distance[axis.weight_stride]) for axis in (geometry.depth, geometry.height, geometry.width) if axis.taps > 1]
+    taps = [
+        (axis.taps, distance[axis.weight_stride]) for axis in (geometry.depth, geometry.height, geometry.width) if axis.taps > 1
+    ]
     channels = [(size, stride) for size, stride, place in inner if size > 1 and place < geometry.channels]
     return (*taps, *channels)

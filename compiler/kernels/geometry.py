@@ -156,7 +156,13 @@ def _merged(axes: Sequence[Axis]) -> list[Axis]:
 
 
 def _spatial_axis(
-    x: Operand, out: Operand, residual_strides: Sequence[int], kernel: Sequence[int], channels: int, attrs: Mapping[str, Any], i: int
+    x: Operand,
+    out: Operand,
+    residual_strides: Sequence[int],
+    kernel: Sequence[int],
+    channels: int,
+    attrs: Mapping[str, Any],
+    i: int,
 ) -> Axis:
     taps, outputs = kernel[i], out.shape[1 + i]
     step = attrs["strides"][i] if outputs > 1 else 1

@@ -85,7 +85,12 @@ class _Packer:
         begin, end = k.param("begin", INDEX), k.param("end", INDEX)
         bodies = self.groups * panels.bodies
         if panels.bodies:
-            k.loop(begin, k.min(end, bodies), 1, lambda i: self.panel(i // panels.bodies, i % panels.bodies, i * self.sizes.body, False))
+            k.loop(
+                begin,
+                k.min(end, bodies),
+                1,
+                lambda i: self.panel(i // panels.bodies, i % panels.bodies, i * self.sizes.body, False),
+            )
         if panels.last:
             start = bodies * self.sizes.body
             k.loop(
@@ -122,7 +127,9 @@ class _Packer:
             0,
             count,
             1,
-            lambda i: self.terms(k.offset(weights, i * distance, scalar), k.offset(to, i * size, scalar), step, inner, vectors, last),
+            lambda i: self.terms(
+                k.offset(weights, i * distance, scalar), k.offset(to, i * size, scalar), step, inner, vectors, last
+            ),
         )
 
     def copy(self, start: Val, distance: int, to: Val, vectors: int, last: bool) -> None:

@@ -58,9 +58,7 @@ def _inside(k: KernelBuilder, axis: Axis, x: Val) -> tuple[Val, Val, Val]:
     return first, k.max(stop - first, 0), start + first * axis.dilation
 
 
-def tiles_of_piece(
-    k: KernelBuilder, row: Sequence[Segment], number: int, piece: Number, row_parts: int
-) -> tuple[Number, Number]:
+def tiles_of_piece(k: KernelBuilder, row: Sequence[Segment], number: int, piece: Number, row_parts: int) -> tuple[Number, Number]:
     """The first pixel and the number of tiles of segment `number` that belong to a piece of the row."""
     segment = row[number]
     if row_parts == 1:

@@ -10,12 +10,14 @@ from cortado.compiler.kernels.geometry import Geometry, Segment, balanced
 from cortado.compiler.lang import BYTES, Type
 from cortado.compiler.target import Target
 
-# Cycles, bytes a cycle and instructions a cycle of wide out-of-order cores. Measured on Zen 3, and near enough on others to order tiles.
+# Wide out-of-order cores, in cycles or per cycle: measured on Zen 3, and near enough on others to order tiles.
 LATENCY = 4.0  # of a multiply-add whose result the next one needs
 PER_CYCLE = 2.0  # multiply-adds, and also loads, that start
 ISSUE = 5.0  # instructions
 ELEMENT = 0.035  # cycles that each element of A costs even behind multiply-adds; where A is loaded by vectors, half of what a load costs
-SECOND_LEVEL, THIRD_LEVEL = 20.0, 10.0  # bytes that stream from the second cache level, and from beyond
+SECOND_LEVEL = 20.0  # bytes that stream from the second cache level
+PARTS = 1.02  # times, where k is taken in parts
+BROADCAST = 0.71  # cycles from one load of an element into all lanes to the next
 HIDDEN = 320.0  # bytes of a stream that cost a cycle even behind multiply-adds
 TILE_OVERHEAD = 24.0  # cycles: addresses, loop ends (one of them mispredicted), first loads
 UNROLLED = 64  # multiply-adds in one trip of the inner loop, at most
@@ -53,9 +55,7 @@ class Core:
     def splits(self, rows: int, vectors: int) -> int:
         """Partial sums per accumulator that hide the latency of the multiply-add."""
         wanted = 1
-        while (
-            not self.in_order and wanted * rows * vectors < LATENCY * PER_CYCLE and self.fits(rows, vectors, 2 * wanted)
-        ):
+        while not self.in_order and wanted * rows * vectors < LATENCY * PER_CYCLE and self.fits(rows, vectors, 2 * wanted):
             wanted *= 2
         return min(wanted, 4)
 
@@ -67,15 +67,15 @@ class Core:
         elements = rows / self.lanes if self.by_lane else rows
         step = max(work, elements + vectors, LATENCY * PER_CYCLE / self.splits(rows, vectors)) / PER_CYCLE
         step += ELEMENT * (2 * (elements + vectors) if self.by_lane else elements)
+        if not self.by_lane:
+            step = max(step, BROADCAST * rows)
         if not self.fused:  # copies, multiplications and additions, and two instructions for a broadcast
             step = max(step, (2.5 * work + 2 * rows + vectors) / ISSUE)
         weights = vectors * self.lanes * self.element
         if depth * weights > self.first_level // 2:
             step = max(step, weights / SECOND_LEVEL) + weights / HIDDEN
         if depth * weights > self.panel_room:
-            step = max(step, weights / THIRD_LEVEL)
-        if vectors == 1 and not self.by_lane:
-            step *= 1.5  # measured: LLVM keeps such accumulators in changing registers and copies or spills them
+            step *= PARTS
         return depth * step + TILE_OVERHEAD + work
 
 
@@ -121,9 +121,9 @@ def choose_panels(core: Core, outputs: int, pixels: int, depth: int) -> Panels:
     total = -(-outputs // core.lanes)
     tail = outputs - (total - 1) * core.lanes
     best: tuple[float, Panels] | None = None
-    for vectors in range(1, total + 1):
+    for vectors in range(total, 0, -1):
         if not core.fits(1, vectors):
-            break
+            continue
         bodies, last = divmod(total, vectors)
         if not last and tail < core.lanes:
             bodies, last = bodies - 1, vectors
@@ -145,7 +145,9 @@ def _row_cycles(core: Core, vectors: int, pixels: int, depth: int) -> tuple[floa
             continue
         parts = -(-pixels // most)
         size, larger = divmod(pixels, parts)
-        cycles = larger * core.tile_cycles(size + 1, vectors, depth) + (parts - larger) * core.tile_cycles(max(size, 1), vectors, depth)
+        cycles = larger * core.tile_cycles(size + 1, vectors, depth) + (parts - larger) * core.tile_cycles(
+            max(size, 1), vectors, depth
+        )
         if best is None or cycles < 0.995 * best[0]:
             best = (cycles, most)
     assert best is not None, "one row always fits"
