@@ -153,7 +153,8 @@ def _from_dict(plain: Mapping[str, Any]) -> Manifest:
 
 
 def _step_from(row: Mapping[str, Any]) -> StepInfo:
-    return StepInfo(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    return StepInfo(**fields)
 
 
 def _tensors_from(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, TensorInfo], ...]:

@@ -164,7 +164,7 @@ def _input_driver(tiling: Tiling, x: Operand, product: int, target: Target) -> K
             call(inner[1], tiling.columns, True)
 
         whole = (y >= 0) & (y + size <= tiling.height)
-        k.if_(whole, lambda: (inside(), ())[1], lambda: (call(0, tiling.columns, True), ())[1])
+        k.if_(whole, inside, lambda: call(0, tiling.columns, True))
 
     k.loop(begin, end, 1, task)
     return k.finish()
@@ -213,7 +213,7 @@ def _output_driver(
             call(0, full, False)
             call(full, tiling.columns, True)
 
-        k.if_((row + 1) * m <= tiling.out_height, lambda: (whole(), ())[1], lambda: (call(0, tiling.columns, True), ())[1])
+        k.if_((row + 1) * m <= tiling.out_height, whole, lambda: call(0, tiling.columns, True))
 
     k.loop(begin, end, 1, task)
     return k.finish()

@@ -58,7 +58,7 @@ def filtering(m: int) -> Filtering:
         filters[i] = [_power(point, e) / _product([point - q for q in others]) for e in range(TAPS)]
         inputs[i, : n - 1] = _polynomial(others)
     output[m - 1, n - 1] = filters[n - 1, TAPS - 1] = 1.0
-    inputs[n - 1] = _polynomial(points)
+    inputs[n - 1] = _polynomial(list(points))
     return Filtering(m, output, filters, inputs)
 
 

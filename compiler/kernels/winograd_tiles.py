@@ -6,6 +6,7 @@ Vectors run over channels. A tile at a border has its own kernel, which tests ev
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.kernels.epilogue import EpilogueKind
@@ -67,7 +68,7 @@ def output_kernel(f: Filtering, border: bool, kind: EpilogueKind, target: Target
         if condition is None:
             action()
         else:
-            k.if_(condition, lambda: (action(), ())[1])
+            k.if_(condition, action)
 
     def finish(value: Val, c: Val, out: Val, residual: Val | None, i: int, j: int) -> None:
         if kind.bias:
@@ -88,7 +89,7 @@ def output_kernel(f: Filtering, border: bool, kind: EpilogueKind, target: Target
             for i in range(f.m):
                 for j, value in enumerate(transform_output(k, f, [column[i] for column in columns])):
                     here = (p["rows"] > i) & (p["columns"] - number * f.m > j) if border else None
-                    when(here, lambda value=value, i=i, j=j: finish(value, c, out, residual, i, j))
+                    when(here, partial(finish, value, c, out, residual, i, j))
 
         k.loop(0, p["channels"], vector.lanes, channels)
 
