@@ -45,7 +45,15 @@ class Net:
         return make(op, inputs, attrs, name, (f"op:{name}",)).out()
 
     def conv(
-        self, x: Value, outputs: int, kernel: int = 1, pad: int = 0, group: int = 1, bias: bool = True, name: str | None = None, **more: Any
+        self,
+        x: Value,
+        outputs: int,
+        kernel: int = 1,
+        pad: int = 0,
+        group: int = 1,
+        bias: bool = True,
+        name: str | None = None,
+        **more: Any,
     ) -> Value:
         """Channels last."""
         inputs = [x, self.weights(outputs, kernel, kernel, x.shape[-1] // group)] + [self.weights(outputs)] * bias

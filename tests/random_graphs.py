@@ -37,11 +37,15 @@ class RandomNet(Net):
     def convolution(self, x: Value) -> Value:
         kernel, pad = self.random.choice([1, 1, 2, 3]), self.random.choice([0, 0, 1])
         strides, bias = self.random.choice([(1, 1), (2, 1)]), self.chance(0.6)
-        return self.image(x, lambda y: self.conv(y, self.random.choice([1, 4, y.shape[-1]]), kernel, pad, bias=bias, strides=strides))
+        return self.image(
+            x, lambda y: self.conv(y, self.random.choice([1, 4, y.shape[-1]]), kernel, pad, bias=bias, strides=strides)
+        )
 
     def depthwise(self, x: Value) -> Value:
         pad = self.random.choice([0, 1])
-        return self.image(x, lambda y: self.conv(y, y.shape[-1] * self.random.choice([1, 2]), 1 + 2 * pad, pad, group=y.shape[-1]))
+        return self.image(
+            x, lambda y: self.conv(y, y.shape[-1] * self.random.choice([1, 2]), 1 + 2 * pad, pad, group=y.shape[-1])
+        )
 
     def normalized(self, x: Value) -> Value:
         def body(y: Value) -> Value:
@@ -108,7 +112,11 @@ class RandomNet(Net):
 
     def concat(self, x: Value) -> Value:
         axis = self.random.randrange(len(x.shape))
-        fits = [v for v in self.values if [d for i, d in enumerate(v.shape) if i != axis] == [d for i, d in enumerate(x.shape) if i != axis]]
+        fits = [
+            v
+            for v in self.values
+            if [d for i, d in enumerate(v.shape) if i != axis] == [d for i, d in enumerate(x.shape) if i != axis]
+        ]
         fits = [v for v in fits if len(v.shape) == len(x.shape)]
         return self.op("concat", x, *(self.random.choice(fits) for _ in range(self.random.randint(0, 2))), axis=axis)
 

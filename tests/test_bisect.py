@@ -114,4 +114,8 @@ def test_relative_error(wanted: list[float], got: list[float], error: float) -> 
 
 def test_whole_numbers_are_compared_exactly() -> None:
     a = np.array([1, 1000], np.int32)
-    assert relative_error(a, a.copy()) == 0 and relative_error(a, a + 1) == np.inf and relative_error(a, a.astype(np.int64)) == np.inf
+    assert (
+        relative_error(a, a.copy()) == 0
+        and relative_error(a, a + 1) == np.inf
+        and relative_error(a, a.astype(np.int64)) == np.inf
+    )

@@ -28,7 +28,13 @@ def test_to_stderr(value: str, capsys: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.setenv("CORTADO_DEBUG", value)
     optimize(small_network())
     out, text = capsys.readouterr()
-    assert out == "" and "== 00-start: graph net\n" in text and "-fuse_epilogue: " in text and " ms, " in text and "(unchanged)" in text
+    assert (
+        out == ""
+        and "== 00-start: graph net\n" in text
+        and "-fuse_epilogue: " in text
+        and " ms, " in text
+        and "(unchanged)" in text
+    )
 
 
 def test_to_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -89,7 +89,10 @@ def test_normalization_scale_and_shift_are_rounded_into_the_weights_once() -> No
     assert ops(merged) == {"conv": 1, "mul": 1, "add": 1}
     after = fold_affine(merged, steps)
     assert ops(after) == {"conv": 1}
-    weights, scale = node_named(graph, "conv").inputs[1].constant, node_named(merged, merged.outputs[0][1].node.inputs[0].node.name)
+    weights, scale = (
+        node_named(graph, "conv").inputs[1].constant,
+        node_named(merged, merged.outputs[0][1].node.inputs[0].node.name),
+    )
     factor = scale.inputs[1].constant
     assert weights is not None and factor is not None
     np.testing.assert_array_equal(after.outputs[0][1].node.inputs[1].constant, weights * factor[:, None, None, None])
@@ -106,7 +109,9 @@ def test_batch_norm_constants_are_computed_in_double_precision() -> None:
     exact = 1 / np.sqrt(variance.astype(np.float64) + 1e-12)
     np.testing.assert_array_equal(scale, exact.astype(np.float32))
     shift = node_named(after, "bn/shift").attrs["value"]
-    np.testing.assert_array_equal(shift, (1 - np.float32([0.1, 0.2]).astype(np.float64) * scale.astype(np.float64)).astype(np.float32))
+    np.testing.assert_array_equal(
+        shift, (1 - np.float32([0.1, 0.2]).astype(np.float64) * scale.astype(np.float64)).astype(np.float32)
+    )
 
 
 def test_batch_norm_of_computed_parameters() -> None:
@@ -172,7 +177,9 @@ def test_what_others_need_stays_before_the_layer(other: str) -> None:
         check(net, y, net.op("conv", x, filter_, **STEPS, group=1, epilogue=()), conv=2, add=1, reshape=1)
 
 
-@pytest.mark.parametrize("other", ["output", "reader", "activation", "residual", "weights", "per row", "computed", "infinite", "larger"])
+@pytest.mark.parametrize(
+    "other", ["output", "reader", "activation", "residual", "weights", "per row", "computed", "infinite", "larger"]
+)
 def test_what_does_not_fold_into_the_layer_before(other: str) -> None:
     net = Net()
     x, epilogue, numbers = image(net), [], net.weights(6)
@@ -202,7 +209,11 @@ def test_what_does_not_fold_into_the_layer_before(other: str) -> None:
 
 def test_arithmetic_in_a_row_is_merged() -> None:
     net = Net()
-    x = net.op("div", net.op("sub", net.op("mul", net.op("add", image(net), net.weights(4)), net.number(2)), net.weights(4)), net.number(4))
+    x = net.op(
+        "div",
+        net.op("sub", net.op("mul", net.op("add", image(net), net.weights(4)), net.number(2)), net.weights(4)),
+        net.number(4),
+    )
     check(net, net.op("negative", x), mul=1, add=1)
     net = Net()
     check(net, net.op("sub", net.op("add", image(net), net.number(1.5)), net.number(1)), add=1)

@@ -60,7 +60,9 @@ FREE: dict[str, Any] = {
     "reduction with axes kept": lambda n, x: n.op("reduce_mean", x, axes=(2, 3), keepdims=True),
     "multiplied by its mean": lambda n, x: n.op("mul", x, n.op("reduce_mean", x, axes=(2, 3), keepdims=True)),
     "split rows": lambda n, x: n.op("reshape", n.op("relu", n.op("reshape", x, shape=(1, 4, 3, 2, 8))), shape=(1, 4, 6, 8)),
-    "joined space": lambda n, x: n.op("reshape", n.op("softmax", n.op("reshape", x, shape=(1, 4, 48)), axis=2), shape=(1, 4, 6, 8)),
+    "joined space": lambda n, x: n.op(
+        "reshape", n.op("softmax", n.op("reshape", x, shape=(1, 4, 48)), axis=2), shape=(1, 4, 6, 8)
+    ),
 }
 
 
@@ -260,7 +262,9 @@ def test_matrices_are_read_the_other_way_round() -> None:
         ((1, 1), (1,), (1, 0), (0,)),
     ],
 )
-def test_reshapes_carry_layouts_over(before: tuple[int, ...], after: tuple[int, ...], layout: axes.Layout, wanted: axes.Layout | None) -> None:
+def test_reshapes_carry_layouts_over(
+    before: tuple[int, ...], after: tuple[int, ...], layout: axes.Layout, wanted: axes.Layout | None
+) -> None:
     net = Net()
     node = net.op("reshape", net.input(*before), shape=after).node
     assert axes.output_layout(node, layout) == wanted
@@ -272,7 +276,15 @@ def test_reshapes_carry_layouts_over(before: tuple[int, ...], after: tuple[int, 
 def test_operators_tied_to_their_axes_are_not_free() -> None:
     net = Net()
     x = net.input(1, 4, 4, 3)
-    tied = [net.conv(x, 2), net.op("prelu", x, net.weights(3)), net.op("lrn", x, size=3, alpha=1e-4, beta=0.75, bias=1.0), net.fc(x, 2)]
-    tied += [net.op("pointwise", x, net.weights(3), expr=(("prelu", (0, 1), ()),)), net.op("reshape", net.input(0, 3), shape=(3, 0))]
+    tied = [
+        net.conv(x, 2),
+        net.op("prelu", x, net.weights(3)),
+        net.op("lrn", x, size=3, alpha=1e-4, beta=0.75, bias=1.0),
+        net.fc(x, 2),
+    ]
+    tied += [
+        net.op("pointwise", x, net.weights(3), expr=(("prelu", (0, 1), ()),)),
+        net.op("reshape", net.input(0, 3), shape=(3, 0)),
+    ]
     assert [axes.frame(value.node) for value in tied] == [None] * len(tied)
     assert axes.frame(net.op("relu", x).node) == 4

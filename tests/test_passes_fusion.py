@@ -171,7 +171,9 @@ def test_a_chain_becomes_one_expression() -> None:
 def test_a_diamond_becomes_one_expression() -> None:
     net = Net()
     x = net.op("tanh", image(net))
-    y = net.op("add", net.op("mul", x, net.op("sigmoid", x)), net.op("where", net.op("gt", x, net.number(0)), x, net.op("negative", x)))
+    y = net.op(
+        "add", net.op("mul", x, net.op("sigmoid", x)), net.op("where", net.op("gt", x, net.number(0)), x, net.op("negative", x))
+    )
     after = fused(net.graph(y))
     assert ops(after) == {"pointwise": 1} and len(after.outputs[0][1].node.attrs["expr"]) == 7
 
@@ -196,7 +198,12 @@ def test_pointwise_nodes_take_part() -> None:
     x = net.op("pointwise", image(net), net.weights(4), expr=(("mul", (0, 1), ()), ("relu", (2,), ())))
     y = net.op("pointwise", net.weights(4), x, expr=(("add", (1, 0), ()), ("square", (2,), ())))
     after = fused(net.graph(y))
-    assert after.outputs[0][1].node.attrs["expr"] == (("mul", (0, 1), ()), ("relu", (3,), ()), ("add", (4, 2), ()), ("square", (5,), ()))
+    assert after.outputs[0][1].node.attrs["expr"] == (
+        ("mul", (0, 1), ()),
+        ("relu", (3,), ()),
+        ("add", (4, 2), ()),
+        ("square", (5,), ()),
+    )
 
 
 @pytest.mark.parametrize("way", ["output", "reader", "smaller"])

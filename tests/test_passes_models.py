@@ -53,7 +53,9 @@ def check(graph: Graph, expected: dict[str, int]) -> None:
     rng = np.random.default_rng(0)
     feeds = {node.name: rng.uniform(-1, 1, node.types[0].shape).astype(np.float32) for node in graph.inputs}
     wanted, got = run_graph(graph, feeds), run_graph(after, feeds)
-    assert {name: relative_error(array, got[name]) for name, array in wanted.items() if relative_error(array, got[name]) > 1e-5} == {}
+    assert {
+        name: relative_error(array, got[name]) for name, array in wanted.items() if relative_error(array, got[name]) > 1e-5
+    } == {}
 
 
 @pytest.mark.parametrize("model", TRAINED)

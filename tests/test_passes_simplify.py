@@ -42,7 +42,9 @@ GONE: dict[str, Build] = {
     "slice of everything": lambda n: n.op("slice", image(n), starts=(0, 0, 0, 0), stops=(2, 3, 4, 5)),
     "concat of one": lambda n: n.op("concat", image(n), axis=1),
     "concat with nothing": lambda n: n.op("concat", n.input(2, 0), n.input(2, 3), n.input(2, 0), axis=1),
-    "slice of a concat's part": lambda n: n.op("slice", n.op("concat", n.input(2, 3), n.input(2, 4), axis=1), starts=(0, 3), stops=(2, 7)),
+    "slice of a concat's part": lambda n: n.op(
+        "slice", n.op("concat", n.input(2, 3), n.input(2, 4), axis=1), starts=(0, 3), stops=(2, 7)
+    ),
     "split and joined": lambda n: split_and_joined(n),
     "pad of nothing": lambda n: n.op("pad", image(n), begin=(0,) * 4, end=(0,) * 4, mode="edge", value=0.0),
     "cast to the same type": lambda n: n.op("cast", image(n), dtype="float32"),
@@ -99,8 +101,12 @@ STAYS: dict[str, Build] = {
     "reshape": lambda n: n.op("reshape", image(n), shape=(6, 20)),
     "pool of single cells with steps": lambda n: pool(n, image(n), "max_pool", strides=(2, 1)),
     "pool of single cells with padding": lambda n: pool(n, image(n), "max_pool", pads_end=(1, 0)),
-    "resize that turns the sides": lambda n: n.op("resize_bilinear", n.input(1, 2, 3, 1), scale_h=1.5, scale_w=0.67, out_h=3, out_w=2),
-    "resize to the same size by a scale": lambda n: n.op("resize_nearest", n.input(1, 3, 3, 1), scale_h=1.25, scale_w=1.0, out_h=3, out_w=3),
+    "resize that turns the sides": lambda n: n.op(
+        "resize_bilinear", n.input(1, 2, 3, 1), scale_h=1.5, scale_w=0.67, out_h=3, out_w=2
+    ),
+    "resize to the same size by a scale": lambda n: n.op(
+        "resize_nearest", n.input(1, 3, 3, 1), scale_h=1.25, scale_w=1.0, out_h=3, out_w=3
+    ),
     "reduction that does something": lambda n: n.op("reduce_max", n.input(2, 3), axes=(1,), keepdims=True),
     "not minus": lambda n: n.op("negative", n.op("abs", image(n))),
 }
@@ -296,7 +302,9 @@ def test_the_same_is_computed_once() -> None:
 def test_operands_may_change_places() -> None:
     net = Net()
     x, y = net.input(3), net.input(3)
-    graph = net.graph(net.op("sub", net.op("add", x, y), net.op("add", y, x)), net.op("sub", x, y), net.op("sub", y, x), net.op("add", x, x))
+    graph = net.graph(
+        net.op("sub", net.op("add", x, y), net.op("add", y, x)), net.op("sub", x, y), net.op("sub", y, x), net.op("add", x, x)
+    )
     after = eliminate_common_subexpressions(graph, Steps())
     assert ops(after) == {"add": 2, "sub": 3}
     assert_same_meaning(graph, after, 0)
