@@ -22,8 +22,8 @@ SAFE = "extended"  # clips nothing that was seen, and leaves room
 DEFAULT = Decision(SAFE, True)  # where no samples are left to compare on
 GAIN = 0.98  # a later candidate must lower the error at least to this part
 # Ranges without room above what was seen, and channels stretched up to what was seen of them, fit the samples better than other inputs,
-# on which clipping loses without bound. They must be worth a bit: a quarter of the error.
-RISKY_GAIN = 0.25
+# on which clipping loses without bound. They must be worth two bits: a sixteenth of the error.
+RISKY_GAIN = 0.0625
 Statistics = Mapping[str, TensorStatistics]
 
 
