@@ -94,7 +94,9 @@ def exposed(graph: Graph) -> Graph:
     return Graph(graph.name, graph.inputs, tuple((repr(value), value) for value in values))
 
 
-def first_wrong_node(graph: Graph, feeds: Arrays, tested: Run, wanted: Run = run_graph, tolerance: float = 1e-4) -> WrongNode | None:
+def first_wrong_node(
+    graph: Graph, feeds: Arrays, tested: Run, wanted: Run = run_graph, tolerance: float = 1e-4
+) -> WrongNode | None:
     """Run the graph both ways with every value as an output; the first node where they differ, in the order of computation.
 
     Outputs are places of their own: a fault in the sharing of memory may hide from this.

@@ -48,7 +48,9 @@ def permute_columns(node: Node, context: Context) -> Replacement | None:
     array = weights.node.attrs["value"]
     split = array.reshape(array.shape[0], *transpose.types[0].shape[kept:])
     moved = split.transpose(0, *(perm.index(axis) - kept + 1 for axis in range(kept, len(perm))))
-    columns_moved = constant(np.ascontiguousarray(moved).reshape(array.shape), weights.node.name, weights.node.origin, weights.type.dtype)
+    columns_moved = constant(
+        np.ascontiguousarray(moved).reshape(array.shape), weights.node.name, weights.node.origin, weights.type.dtype
+    )
     flat = rewritten("reshape", transpose.inputs, reshape.attrs, reshape, (transpose,))
     return rewritten("fc", (flat.out(), columns_moved, *node.inputs[2:]), node.attrs, node)
 

@@ -70,7 +70,9 @@ class _Wiring:
     order: list[Node]
     reads: dict[Value, list[Read]] = field(default_factory=dict)
     free: dict[Node, None] = field(default_factory=dict)  # nodes that can work in any layout
-    flattened: set[Node] = field(default_factory=set)  # reshapes for fully connected layers, whose weights can be permuted instead
+    flattened: set[Node] = field(
+        default_factory=set
+    )  # reshapes for fully connected layers, whose weights can be permuted instead
 
     @staticmethod
     def of(graph: Graph) -> _Wiring:

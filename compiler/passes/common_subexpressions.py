@@ -10,7 +10,9 @@ import numpy as np
 from cortado.compiler.graph import Graph, Node
 from cortado.compiler.rewrite import Context, Replacement, Rule, Steps, apply_rules
 
-COMMUTATIVE = frozenset({"add", "mul", "eq", "ne", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor"})
+COMMUTATIVE = frozenset(
+    {"add", "mul", "eq", "ne", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor"}
+)
 SAMPLE = 64  # bytes
 
 

@@ -100,6 +100,4 @@ def operations(node: Node) -> tuple[int, ...]:
 
 
 def fuse_epilogue(graph: Graph, steps: Steps) -> Graph:
-    return apply_rules(
-        graph, "fuse_epilogue", (fuse_activation, fuse_activation_through_moves, fuse_residual), operations, steps
-    )
+    return apply_rules(graph, "fuse_epilogue", (fuse_activation, fuse_activation_through_moves, fuse_residual), operations, steps)
