@@ -25,6 +25,9 @@ from cortado.compiler.target import Target
 
 MOST_OUTPUTS = 4  # per channel; with more, the outputs of one channel are vectors of a grouped convolution
 
+LINE = 64  # bytes of a cache line
+CONFLICT = 1.5  # times: pixels whose distance puts them on the same cache sets drive out each other's half-used lines
+
 
 def serves_depthwise(node: Node, epilogue: Epilogue) -> bool:
     """Whether the convolution is depthwise with few outputs per channel, and weights and bias are known."""
@@ -116,6 +119,8 @@ def _row_cycles(core: Core, geometry: Geometry, channels: int, multiplier: int, 
     positions = len({r * width.step + t * width.dilation for r in range(pixels) for t in range(width.taps)})
     work, loads = pixels * width.taps * vectors * multiplier, (positions + width.taps * multiplier) * vectors
     trip = max(work / 2, loads / 2, (work + loads + positions + 4) / ISSUE)
+    if vectors * core.lanes * core.element < LINE and width.in_stride * core.element % (core.first_level // 16) == 0:
+        trip *= CONFLICT
     steps, tiles = -(-channels // (vectors * core.lanes)), -(-width.outputs // pixels)
     return tiles * steps * (trip * geometry.height.taps * geometry.depth.taps + pixels * vectors * multiplier)
 
