@@ -14,8 +14,10 @@ from lowered import check, made_target, node_of, reference, run_lowered
 from native import runnable_targets
 
 from cortado.backends.targets import find_target
+from cortado.backends.targets.rows import PREFETCH
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.conv import lower_conv
+from cortado.compiler.lang import text
 from cortado.compiler.program import KernelCall, Operand, contiguous_strides
 from cortado.compiler.target import Memory, Target
 
@@ -216,6 +218,22 @@ def test_native(g: Geometry, name: str) -> None:
         lower_conv, node_of("conv", arrays, attrs_of(g, EVERYTHING), fixed_inputs(EVERYTHING)), arrays, find_target(name), how="native",
         pad=5,
     )  # fmt: skip
+
+
+def test_heavy_weights_are_fetched_ahead() -> None:
+    """Few pixels, weights larger than the second cache level: tiles ask for the next panel, which may be past the last one."""
+    g: Geometry = ((7, 7), 256, 520, (1, 1), (1, 1), (1, 1), (0, 0), (0, 0), 1)
+    arrays = arrays_of(g)
+    node = node_of("conv", arrays, attrs_of(g), (1,))
+    for name, wanted in (("x86-64-v3", True), ("cortex-a53", True), ("arm32-cortex-a7", False)):
+        tiles = lowered(node, find_target(name))[0].kernel.callees()
+        assert all(("virtual prefetch" in text(tile)) == wanted for tile in tiles), name
+    target = replace(made_target(256, masked=True, fma=False), rows=(PREFETCH,), memories=(Memory("l1", 512), Memory("l2", 4096)))
+    small: Geometry = ((4, 5), 9, 50, (1, 1), (1, 1), (1, 1), (0, 0), (0, 0), 1)
+    arrays = arrays_of(small, epilogue=EVERYTHING)
+    node = node_of("conv", arrays, attrs_of(small, EVERYTHING), fixed_inputs(EVERYTHING))
+    assert any("virtual prefetch" in text(tile) for tile in lowered(node, target)[0].kernel.callees())
+    check(lower_conv, node, arrays, target, pad=1)
 
 
 def test_layers_share_tiles() -> None:

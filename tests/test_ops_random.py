@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from operators import node
 
-from cortado.compiler.ops import OPS, boxes, nms, proposals, quantized, quantized_elementwise, roi, rows
+from cortado.compiler.ops import OPS, boxes, nms, proposals, quantized, quantized_elementwise, quantized_roi, roi, rows
 from cortado.compiler.reference import evaluate
 from cortado.compiler.types import TensorType
 from cortado.errors import InputError, ShapeError
@@ -60,7 +60,7 @@ ATTRIBUTES: dict[str, Draw] = {
 }  # fmt: skip
 # Inputs of these belong together in ways that random ones never do; test_detection and test_quantized_ops make them.
 STRUCTURED = frozenset(
-    op.name for family in (boxes, nms, proposals, roi, rows, quantized, quantized_elementwise) for op in family.OPS
+    op.name for family in (boxes, nms, proposals, roi, rows, quantized, quantized_elementwise, quantized_roi) for op in family.OPS
 )
 RANKS = {
     "conv": (3, 6),

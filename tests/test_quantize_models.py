@@ -89,8 +89,12 @@ from test_quantize_models import CALIBRATION, MOBILENET, labelled
 shared = Path(sys.argv[1])
 graph = cortado.load(shared / "models" / MOBILENET.folder, inputs={"data": MOBILENET.shape})
 cortado.compile(graph, dtype="int8", calibration=[{"data": MOBILENET.preprocess(p)} for p, _ in labelled(shared)[:CALIBRATION]])
-own, workers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-print(own.ru_maxrss + workers.ru_maxrss, own.ru_utime + own.ru_stime)
+def peak(process):  # ru_maxrss would count what the parent held when it started the process
+    status = Path(f"/proc/{process}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+workers = [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(sum(map(peak, ["self", *workers])), used.ru_utime + used.ru_stime)
 """
 
 

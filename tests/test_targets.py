@@ -10,7 +10,7 @@ from cortado.backends.codegen import assembly, compile_modules
 from cortado.backends.llvm import emit_module
 from cortado.backends.targets import find_target, target_names
 from cortado.compiler.builder import KernelBuilder, Val
-from cortado.compiler.lang import F32, I32, INDEX, Kernel, Type
+from cortado.compiler.lang import F32, I32, INDEX, PTR, Kernel, Type
 from cortado.compiler.target import Target
 from cortado.compiler.virtual import VIRTUALS
 from cortado.errors import TargetError
@@ -23,11 +23,11 @@ MNEMONICS = {
         "fma": r"vfn?madd\d+[ps]s", "sqrt": r"v?sqrt[ps][sd]",
         "round_even": r"v?(round|rndscale)[ps][sd]\s+\$(8|12|4|0)", "floor": r"v?(round|rndscale)[ps][sd]\s+\$(9|1),",
         "ceil": r"v?(round|rndscale)[ps][sd]\s+\$(10|2),", "f16_to_f32": "vcvt(ph2ps|sh2ss)", "f32_to_f16": "vcvt(ps2ph|ss2sh)",
-        "dot2": r"v?p(maddwd|dpwssd)", "dot4": "vpdpbusd",
+        "dot2": r"v?p(maddwd|dpwssd)", "dot4": "vpdpbusd", "prefetch": "prefetch",
     },
     "aarch64": {
         "fma": r"fml?add?|fmla", "abs": "fabs", "sqrt": "fsqrt", "round_even": "frintn", "floor": "frintm", "ceil": "frintp",
-        "f16_to_f32": "fcvtl?", "f32_to_f16": "fcvtn?",
+        "f16_to_f32": "fcvtl?", "f32_to_f16": "fcvtn?", "prefetch": "prfm",
     },
     "arm": {
         "fma": r"vfma\.f32", "abs": r"vabs\.f32", "sqrt": r"vsqrt\.f32", "round_even": r"vrintx\.f32", "floor": r"vrintm\.f32",
@@ -38,9 +38,12 @@ MNEMONICS = {
 
 
 def applied(target: Target, name: str, types: tuple[Type, ...]) -> Kernel:
-    """out[0] = virtual(a[0], a[1], ...)."""
+    """out[0] = virtual(a[0], a[1], ...), or virtual(a) where it takes a pointer."""
     k = KernelBuilder(f"{name}_row", target)
     out, a = k.param("out"), k.param("a")
+    if types == (PTR,):
+        k.virtual(name, a)
+        return k.finish()
     k.store(out, k.virtual(name, *(k.load(a, type_, i * type_.lanes) for i, type_ in enumerate(types))))
     return k.finish()
 
@@ -63,7 +66,7 @@ def test_every_virtual_instruction_has_a_form_without_calls(name: str) -> None:
     if not target.fpu:
         pytest.skip("float operations of cores without a float unit are another test's")
     kind = F32.with_lanes(target.lanes("f32"))
-    types = {"fma": (kind,) * 3, "leading_zeros": (I32,), "mul_high": (I32, I32)}
+    types = {"prefetch": (PTR,), "fma": (kind,) * 3, "leading_zeros": (I32,), "mul_high": (I32, I32)}
     types |= dict.fromkeys(("f16_to_f32", "bf16_to_f32"), (Type("i16", kind.lanes),))
     types |= dict.fromkeys(("dot2", "dot4"), (I32.with_lanes(kind.lanes),) * 3)
     kernels = [applied(target, virtual, types.get(virtual, (kind,))) for virtual in VIRTUALS]
@@ -111,13 +114,13 @@ def test_vectors_are_as_wide_as_the_target_says(name: str, record: object, instr
 
 
 def test_partial_vectors_use_masks() -> None:
-    for name, instruction in (("x86-64-v3", r"vmaskmovps"), ("x86-64-v4", r"vmovups.*\{%k\d\}")):
+    for name, instruction, count in (("x86-64-v3", r"vmaskmovps", 1), ("x86-64-v4", r"vmovups.*\{%k\d\}", 2)):
         target = find_target(name)
         k = KernelBuilder("partial", target)
         p, kind = k.param("p"), F32.with_lanes(target.lanes("f32"))
         k.store_lanes(p, k.load_lanes(p, kind, kind.lanes - 1), kind.lanes - 1)
         text = assembly(emit_module([k.finish()], target, "t"), target)
-        assert len(re.findall(instruction, text)) == 2, text
+        assert len(re.findall(instruction, text)) == count, text  # AVX2's masked stores are slow: only its load is masked
 
 
 def test_copies_and_fills_stay_loops() -> None:
