@@ -13,7 +13,7 @@ import numpy as np
 
 from cortado.compiler import dots
 from cortado.compiler.evaluate import from_bf16, to_bf16
-from cortado.compiler.lang import Type
+from cortado.compiler.lang import VOID, Type
 
 if TYPE_CHECKING:
     from cortado.compiler.builder import KernelBuilder, Val
@@ -204,6 +204,8 @@ _LIST = (
     Virtual(
         "dot4", _same, dots.dot4_meaning, dots.dot4_fallback
     ),  # acc + sum of four products of a byte without and one with sign
+    # A wish: the cache line at the pointer, which may lie outside of all memory, comes to the second cache level. Nothing without a row.
+    Virtual("prefetch", lambda a: VOID, lambda a: None, lambda k, a: a),
     # 16-bit floats as bit patterns (i16), rounded to nearest even.
     Virtual("f16_to_f32", _single, lambda a: a.view(np.float16).astype(np.float32), _f16_to_f32_fallback),
     Virtual("f32_to_f16", _half, lambda a: a.astype(np.float16).view(np.int16), _f32_to_f16_fallback),

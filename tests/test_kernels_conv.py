@@ -228,8 +228,8 @@ def test_heavy_weights_are_fetched_ahead() -> None:
     for name, wanted in (("x86-64-v3", True), ("cortex-a53", True), ("arm32-cortex-a7", False)):
         tiles = lowered(node, find_target(name))[0].kernel.callees()
         assert all(("virtual prefetch" in text(tile)) == wanted for tile in tiles), name
-    target = replace(made_target(256, masked=True, fma=False), rows=(PREFETCH,), memories=(Memory("l1", 512), Memory("l2", 4096)))
-    small: Geometry = ((4, 5), 9, 50, (1, 1), (1, 1), (1, 1), (0, 0), (0, 0), 1)
+    target = replace(made_target(256, masked=True, fma=False), rows=(PREFETCH,), memories=(Memory("l1", 512), Memory("l2", 8192)))
+    small: Geometry = ((4, 5), 9, 130, (1, 1), (1, 1), (1, 1), (0, 0), (0, 0), 1)
     arrays = arrays_of(small, epilogue=EVERYTHING)
     node = node_of("conv", arrays, attrs_of(small, EVERYTHING), fixed_inputs(EVERYTHING))
     assert any("virtual prefetch" in text(tile) for tile in lowered(node, target)[0].kernel.callees())

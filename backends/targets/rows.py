@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cortado.backends.llvm import Function, intrinsic_row, ir_type
-from cortado.compiler.lang import I32, Type
+from cortado.compiler.lang import I32, PTR, Type
 from cortado.compiler.target import Row
 
 INTRINSICS: Mapping[str, str] = {
@@ -73,3 +73,11 @@ def half_rows(feature: str, vector_bits: int) -> tuple[Row, ...]:
 
 
 INTEGER_ROWS = (Row("leading_zeros", (I32,), "", _leading_zeros), Row("mul_high", (I32, I32), "", _mul_high))
+
+
+def _prefetch(function: Function, result: Type, args: Sequence[tuple[str, str]]) -> str:
+    """For reading, of data, into the second cache level and beyond (locality 2 of 3)."""
+    return function.intrinsic("llvm.prefetch.p0", "void", [args[0], ("i32", "0"), ("i32", "2"), ("i32", "1")])
+
+
+PREFETCH = Row("prefetch", (PTR,), "", _prefetch)

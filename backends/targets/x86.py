@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from cortado.backends.targets.dots import x86_dots
-from cortado.backends.targets.rows import float_rows, half_rows
+from cortado.backends.targets.rows import PREFETCH, float_rows, half_rows
 from cortado.backends.targets.systems import SYSTEMS
 from cortado.compiler.target import Memory, Target
 
@@ -62,6 +62,7 @@ def make(name: str, cpu: str, additions: Iterable[str], system: str, memories: t
             *float_rows(rows, bits, ("f32", "f64")),
             *(half_rows("+f16c", bits) if "f16c" in features else ()),
             *x86_dots(features, bits),
+            PREFETCH,
         ),
         memories=memories or (Memory("l1", 32 << 10), Memory("l2", 512 << 10), Memory("l3", 8 << 20)),
     )

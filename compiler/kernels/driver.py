@@ -190,17 +190,20 @@ class _Driver:
             "kernel_rows": row.kernel_rows,
             "a_row": geometry.height.dilation * geometry.height.in_stride,
             "w_row": one,
+            "ahead": one * geometry.height.taps * geometry.depth.taps if run < geometry.channels else at.family.size,
+            "tile": unit * sum(segment.count for segment in at.family.row) if self.layer.partition.ahead else 0,
         }
         residual = None if at.residual is None else self.moved_out(at.residual, row.residual)
         a, w = self.moved(at.a, row.a), self.moved(at.w, row.first_tap * one)
         here = _At(at.family, a, w, at.bias, residual, self.moved_out(at.out, row.out))
         for number in range(len(at.family.row)):
             self.segment(here, number, row.piece, run, part, loops)
+            loops["tile"] = loops["tile"] + at.family.row[number].count
 
     def segment(self, at: _At, number: int, piece: Number, run: int, part: Part, loops: dict[str, Number]) -> None:
         """The call of a segment's tiles, of those alone that belong to this part of the row."""
-        k, width, segment = self.k, self.layer.geometry.width, at.family.row[number]
-        start, count = tiles_of_piece(k, at.family.row, number, piece, self.layer.partition.row_parts)
+        k, width, segment, split = self.k, self.layer.geometry.width, at.family.row[number], self.layer.partition
+        start, count = tiles_of_piece(k, at.family.row, number, piece, split.row_parts)
         kernel, spec = self.tile(at.family, segment, run, part)
         position = start * (width.step * width.in_stride) + (segment.first_tap * width.dilation - width.pad) * width.in_stride
         values: dict[str, Number] = {
@@ -235,6 +238,7 @@ class _Driver:
         spec = TileSpec(
             layer.scalar, segment.pixels, family.vectors, family.tail, groups, merged, layer.geometry.loops,
             unroll, exact, splits, core.by_lane, layer.epilogue, part,
+            layer.partition.ahead,
         )  # fmt: skip
         if spec not in self.tiles:
             self.tiles[spec] = self.tile_kernel(spec, self.target)

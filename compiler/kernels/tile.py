@@ -20,8 +20,10 @@ from dataclasses import dataclass
 
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.kernels.epilogue import EpilogueKind
-from cortado.compiler.lang import INDEX, PTR, Kernel, Type
+from cortado.compiler.lang import BYTES, INDEX, PTR, Kernel, Type
 from cortado.compiler.target import Target
+
+LINE = 64  # bytes of a cache line
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class TileSpec:
     of small tiles; it divides unroll.
     by_lane: A is loaded as a vector of k and multiplied lane by lane (cores with four lanes; unroll is a multiple of the lanes).
     epilogue: what is done to the sums; it says of which type the output is.
+    ahead: tiles also fetch the weights that the tiles after them will use, one cache line in each trip.
     """
 
     scalar: str
@@ -61,6 +64,7 @@ class TileSpec:
     by_lane: bool
     epilogue: EpilogueKind
     part: Part
+    ahead: bool = False
 
     @property
     def stored(self) -> str:
@@ -80,12 +84,14 @@ class TileSpec:
 
         a: first tap of the first pixel. w: weights of that tap. bias, residual, out: at the first pixel and channel.
         count: tiles to do one after another, each `rows` pixels further. a_pixel, residual_pixel, out_pixel: distance of pixels.
+        ahead: distance to the weights that are used next, and tile: number of the first tile among all that use these (where `ahead`).
         run: channels of a tap (of all taps of group i, run_i, where they are merged). taps_i: taps of group i, tap: their distance.
         kernel_rows, a_row, w_row and planes, a_plane, w_plane: trips and distances of the loops around.
         """
         names = [("a", PTR), ("w", PTR)]
         names += [("bias", PTR)] * self.takes_bias + [("residual", PTR), ("residual_pixel", INDEX)] * self.takes_residual
         names += [("out", PTR), ("out_pixel", INDEX), ("count", INDEX), ("a_pixel", INDEX)]
+        names += [("ahead", INDEX), ("tile", INDEX)] * self.ahead
         if self.merged:
             names += [(f"run_{i}", INDEX) for i in range(len(self.groups))]
         else:
@@ -118,6 +124,7 @@ class Tile:
         self.vector = Type(spec.scalar, self.lanes)
         self.panel = spec.vectors * self.lanes
         self.p = {name: self.k.param(name, type_) for name, type_ in spec.parameters()}
+        self.next_line: Val | None = None
 
     def record(self) -> Kernel:
         self.k.loop(0, self.p["count"], 1, self.one)
@@ -130,10 +137,18 @@ class Tile:
         first = number * spec.rows
         out = k.offset(p["out"], first * p["out_pixel"], spec.stored)
         outs = self.pixels(out, p["out_pixel"], spec.stored)
+        if spec.ahead:
+            self.next_line = self.line_of(number)
         accumulators = self.start(outs)
         a = k.offset(p["a"], first * p["a_pixel"], spec.scalar)
         accumulators = self.planes(a, p["w"], accumulators)
         self.finish(self.combine(accumulators), outs, first)
+
+    def line_of(self, number: Val) -> Val:
+        """Distance from a trip's weights to the cache line that it fetches. A trip uses several lines: each tile fetches another of them."""
+        line = LINE // BYTES[self.spec.scalar]
+        lines = max(1, self.spec.unroll * self.panel // line)
+        return self.p["ahead"] + (number + self.p["tile"]) % lines * line
 
     def pixels(self, base: Val, distance: Val, scalar: str) -> list[Val]:
         return [self.k.offset(base, distance * r, scalar) for r in range(self.spec.rows)]
@@ -237,6 +252,8 @@ class Tile:
                 values = dict(zip(live, carried, strict=True))
                 here = {r: k.offset(rows[r], at, spec.scalar) for r in range(*seen)}
                 weights = k.offset(w, at * self.panel, spec.scalar)
+                if self.next_line is not None and steps == spec.unroll:
+                    k.virtual("prefetch", k.offset(weights, self.next_line, spec.scalar))
                 (self.steps_by_lane if spec.by_lane and steps > 1 else self.steps)(here, weights, steps, values)
                 return [values[i] for i in live]
 

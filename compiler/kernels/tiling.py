@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cortado.compiler.kernels.geometry import Geometry, Segment, balanced
-from cortado.compiler.lang import BYTES, Type
+from cortado.compiler.lang import BYTES, PTR, Type
 from cortado.compiler.target import Target
 
 # Wide out-of-order cores, in cycles or per cycle: measured on Zen 3, and near enough on others to order tiles.
@@ -20,6 +20,7 @@ PARTS = 1.02  # times, where k is taken in parts
 BROADCAST = 0.71  # cycles from one load of an element into all lanes to the next
 HIDDEN = 320.0  # bytes of a stream that cost a cycle even behind multiply-adds
 TILE_OVERHEAD = 24.0  # cycles: addresses, loop ends (one of them mispredicted), first loads
+MOST_SWEEPS = 64  # tiles of a panel beyond which the wait for its weights does not count
 UNROLLED = 64  # multiply-adds in one trip of the inner loop, at most
 
 
@@ -29,7 +30,8 @@ class Core:
 
     lanes: of a vector. registers: that tiles may fill. rows: most pixels of a tile (each takes a general register).
     by_lane: A is loaded as vectors of k, whose lanes the multiply-add takes. fused: multiply-add is one instruction.
-    in_order: costs add up instead of overlapping. element: bytes of the scalar. first_level, second_level: bytes of the caches.
+    in_order: costs add up instead of overlapping. prefetch: there is such an instruction. element: bytes of the scalar.
+    first_level, second_level: bytes of the caches.
     """
 
     lanes: int
@@ -39,6 +41,7 @@ class Core:
     fused: bool
     in_order: bool
     element: int
+    prefetch: bool
     first_level: int
     second_level: int
 
@@ -91,6 +94,7 @@ def core_of(target: Target, scalar: str) -> Core:
         fused=fused,
         in_order=lanes == 1,
         element=BYTES[scalar],
+        prefetch=target.has("prefetch", PTR),
         first_level=target.cache("l1", 32 << 10),
         second_level=target.cache("l2", 256 << 10),
     )
@@ -174,7 +178,7 @@ class Partition:
     """tasks = blocks * chunks. blocks: of units (`unit_block` each); a unit is a row, or one of `row_parts` equal numbers of its tiles.
 
     chunks: of panels. body_chunk, last_chunk: panels of each kind in a chunk, over all groups.
-    k_part: channels of a tap that are summed before the next ones are begun.
+    k_part: channels of a tap that are summed before the next ones are begun. ahead: tiles fetch the weights of the tiles after them.
     """
 
     row_parts: int
@@ -184,6 +188,7 @@ class Partition:
     body_chunk: int
     last_chunk: int
     k_part: int
+    ahead: bool
 
     @property
     def blocks(self) -> int:
@@ -223,7 +228,10 @@ def choose_partition(core: Core, geometry: Geometry, panels: Panels, groups: int
     swept = packable and units * most_tiles >= 4 and panel_bytes > core.panel_room
     parts = -(-panel_bytes // (core.second_level // 2)) if swept else 1
     k_part = min(geometry.channels, -(-geometry.channels // parts // 4) * 4)
-    return Partition(row_parts, units, unit_block, chunks, body_chunk, -(-last_panels // chunks), k_part)
+    # Weights that come from far are waited for by the first tiles of each panel, unless the tiles of the panel before ask for them.
+    sweeps = min(unit_block, units) * most_tiles // row_parts
+    ahead = core.prefetch and heavy and 2 <= sweeps <= MOST_SWEEPS and panel_bytes // parts <= core.second_level // 8
+    return Partition(row_parts, units, unit_block, chunks, body_chunk, -(-last_panels // chunks), k_part, ahead)
 
 
 def runs_of(segment: Segment, channels: int, merged: bool) -> list[int]:
