@@ -13,6 +13,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cortado.backends.conditions import guarded, limited, limited_part_lines, part_lines
 from cortado.backends.probe import probe_checks, probe_declarations, probe_functions, probe_of
 from cortado.backends.status import ECPU, EINIT, EWEIGHTS
 from cortado.backends.weights import HASH_AT, HEADER_BYTES, MAGIC, SIZE_AT, weights_symbol
@@ -64,7 +65,8 @@ def parts_of(step: Step, program: Program, threads: int) -> int:
     """Into how many parts NAME_run_threads splits a step; 1 means that the calling thread does it alone."""
     touched = sum(program.buffers[a.buffer].nbytes for a in step.args)
     work = step.macs + BYTE_WORK * touched
-    return max(1, min(step.tasks, work // PART_WORK, max(FEWEST_PARTS, PARTS_PER_THREAD * threads)))
+    parts = max(1, min(step.tasks, work // PART_WORK, max(FEWEST_PARTS, PARTS_PER_THREAD * threads)))
+    return parts if step.limit is None else 1 << (parts.bit_length() - 1)  # cut at run time, without a division
 
 
 def location_of(argument: Argument, program: Program) -> tuple[str, int]:
@@ -76,21 +78,6 @@ def location_of(argument: Argument, program: Program) -> tuple[str, int]:
         "arena": ("base", ARENA_HEADER + buffer.offset + argument.offset),
         "weights": ("weights", buffer.offset + argument.offset),
     }[buffer.place]
-
-
-def part_lines(tasks: int, parts: int, index: str) -> str:
-    """IR lines: %begin and %end of part i32 %number of `parts` runs of tasks, the longer ones first. index: i32 or i64."""
-    short, longer = divmod(tasks, parts)
-    return (
-        f"  %part = {'zext i32 %number to i64' if index == 'i64' else 'add i32 %number, 0'}\n"
-        f"  %before = mul {index} %part, {short}\n"
-        f"  %is_longer = icmp ult {index} %part, {longer}\n"
-        f"  %longer_before = select i1 %is_longer, {index} %part, {index} {longer}\n"
-        f"  %begin = add {index} %before, %longer_before\n"
-        f"  %one = zext i1 %is_longer to {index}\n"
-        f"  %count = add {index} %one, {short}\n"
-        f"  %end = add {index} %begin, %count\n"
-    )
 
 
 @dataclass(frozen=True)
@@ -148,7 +135,7 @@ class _Entry:
 
     def interface(self, steps: Sequence[Step]) -> str:
         """IR lines that load the addresses of the inputs and outputs that the steps use."""
-        buffers = [self.program.buffers[a.buffer] for s in steps for a in s.args]
+        buffers = [self.program.buffers[a.buffer] for s in steps for a in s.touched]
         pointer = self.target.pointer_bits // 8
         lines = []
         for place, array in (("input", "in"), ("output", "out")):
@@ -157,13 +144,36 @@ class _Entry:
                 lines.append(f"  %{array}{position} = load ptr, ptr %{array}{position}_at, align {pointer}\n")
         return "".join(lines)
 
+    def address(self, name: str, argument: Argument) -> str:
+        """The IR line that makes `name` the argument's address, given %base, %weights and the interface's addresses."""
+        start, offset = location_of(argument, self.program)
+        return f"  {name} = getelementptr i8, ptr %{start}, {self.index} {offset}\n"
+
+    def whole(self, step: Step, number: int) -> str:
+        """IR lines that do all of a step that is to be done now, on this thread."""
+        lines, tasks = self.tasks(step, number)
+        return self.guarded(step, number, lines + self.call(step, number, "0", tasks))
+
+    def guarded(self, step: Step, number: int, lines: str) -> str:
+        """The lines, run only where the step's guards hold."""
+        names = [f"%s{number}_guard{at}" for at in range(len(step.guards))]
+        places = "".join(self.address(name, guard.place) for name, guard in zip(names, step.guards, strict=True))
+        return places + guarded(lines, number, [(n, g.wanted) for n, g in zip(names, step.guards, strict=True)])
+
+    def tasks(self, step: Step, number: int) -> tuple[str, str]:
+        """IR lines, and the value or number of the tasks to do."""
+        if step.limit is None:
+            return "", str(step.tasks)
+        name = f"%s{number}_count"
+        lines, value = limited(step.limit, step.tasks, number, name, self.index)
+        return self.address(name, step.limit.count) + lines, value
+
     def call(self, step: Step, number: int, begin: str, end: str) -> str:
-        """IR lines that call the step's driver for the tasks begin..end-1, given %base, %weights and the interface's addresses."""
+        """IR lines that call the step's driver for the tasks begin..end-1, given what `address` needs."""
         lines, args = [], []
         for position, argument in enumerate(step.args):
-            start, offset = location_of(argument, self.program)
             name = f"%s{number}_{position}"
-            lines.append(f"  {name} = getelementptr i8, ptr %{start}, {self.index} {offset}\n")
+            lines.append(self.address(name, argument))
             args.append(f"ptr {name}")
         args += [f"{self.index} {begin}", f"{self.index} {end}"]
         lines.append(f"  call void @{self.prefix}_{step.kernel.name}({', '.join(args)})\n")
@@ -223,7 +233,7 @@ def _init(entry: _Entry, linked: bool) -> str:
 
 def _run(entry: _Entry) -> str:
     steps = entry.program.steps
-    calls = "".join(entry.call(step, number, "0", str(step.tasks)) for number, step in enumerate(steps))
+    calls = "".join(entry.whole(step, number) for number, step in enumerate(steps))
     return (
         f"define i32 @{entry.prefix}_run(ptr %arena, ptr %in, ptr %out) {entry.attributes} {{\n"
         f"{entry.opened()}{entry.interface(steps)}{calls}  ret i32 0\n}}\n"
@@ -246,13 +256,14 @@ def _run_threads(entry: _Entry, threads: int) -> list[str]:
         for n, name in enumerate(_SHARED):
             body.append(f"  %shared_{name} = getelementptr i8, ptr %shared, i32 {n * pointer}\n")
             body.append(f"  store ptr %{name}, ptr %shared_{name}, align {pointer}\n")
-    body.append(entry.interface([step for step, count in zip(steps, parts, strict=True) if count == 1]))
+    body.append(entry.interface([step for step, count in zip(steps, parts, strict=True) if count == 1 or step.guards]))
     for number, (step, count) in enumerate(zip(steps, parts, strict=True)):
         if count == 1:
-            body.append(entry.call(step, number, "0", str(step.tasks)))
+            body.append(entry.whole(step, number))
         else:
             functions.append(_task(entry, step, number, count))
-            body.append(f"  call void %pf(ptr %ctx, ptr @{_task_name(entry, number)}, ptr %shared, i32 {count})\n")
+            call = f"  call void %pf(ptr %ctx, ptr @{_task_name(entry, number)}, ptr %shared, i32 {count})\n"
+            body.append(entry.guarded(step, number, call))
     head = f"define i32 @{entry.prefix}_run_threads(ptr %arena, ptr %in, ptr %out, ptr %pf, ptr %ctx) {entry.attributes} {{\n"
     return [*functions, head + "".join(body) + "  ret i32 0\n}\n"]
 
@@ -268,8 +279,10 @@ def _task(entry: _Entry, step: Step, number: int, parts: int) -> str:
     for n, name in enumerate(_SHARED):
         lines.append(f"  %shared_{name} = getelementptr i8, ptr %shared, i32 {n * pointer}\n")
         lines.append(f"  %{name} = load ptr, ptr %shared_{name}, align {pointer}\n")
-    lines.append(part_lines(step.tasks, parts, entry.index))
-    return "".join(lines) + entry.interface([step]) + entry.call(step, number, "%begin", "%end") + "  ret void\n}\n"
+    lines.append(entry.interface([step]))
+    counted, tasks = entry.tasks(step, number)
+    own = part_lines(step.tasks, parts, entry.index) if step.limit is None else limited_part_lines(tasks, parts, entry.index)
+    return "".join(lines) + counted + own + entry.call(step, number, "%begin", "%end") + "  ret void\n}\n"
 
 
 def _signed(word: int) -> int:

@@ -60,9 +60,17 @@ def run_program(program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, 
         return Pointer(whole[buffer.offset : buffer.offset + buffer.nbytes], argument.offset)
 
     for step in program.steps:
-        compile_kernel(step.kernel)(*map(pointer, step.args), 0, step.tasks)
+        if all(bool(_number(pointer(guard.place), np.uint8)) == guard.wanted for guard in step.guards):
+            tasks = step.tasks
+            if step.limit is not None:
+                tasks = step.limit.tasks(_number(pointer(step.limit.count), np.int32), tasks)
+            compile_kernel(step.kernel)(*map(pointer, step.args), 0, tasks)
     arrays = {name: array for (name, _), array in zip(program.outputs, outputs, strict=True)}
     return cut_rows(arrays, {name: info.count for name, info in program.outputs if info.count is not None})
+
+
+def _number(pointer: Pointer, dtype: type[np.integer]) -> int:
+    return int(pointer.memory[pointer.at :][: np.dtype(dtype).itemsize].view(dtype)[0])
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

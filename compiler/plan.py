@@ -6,7 +6,7 @@ buffers that end at the top moved to the front, comes within a few percent of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from cortado.compiler.program import ALIGNMENT, Program
@@ -17,11 +17,25 @@ GOOD_ENOUGH = 1.0
 
 @dataclass(frozen=True)
 class Interval:
-    """A buffer's need: bytes, and the first and last step that touch it."""
+    """A buffer's need: bytes, and the first and last step that touch it.
+
+    only: (condition, truth value) pairs without all of which nothing touches it. Of two buffers that ask for opposite values of one
+    condition only one is ever used.
+    """
 
     nbytes: int
     first: int
     last: int
+    only: frozenset[tuple[Hashable, bool]] = frozenset()
+
+    def meets(self, other: Interval) -> bool:
+        """Whether both may hold something at the same time."""
+        together = self.first <= other.last and other.first <= self.last
+        return together and not excludes(self.only, other.only)
+
+
+def excludes(a: frozenset[tuple[Hashable, bool]], b: frozenset[tuple[Hashable, bool]]) -> bool:
+    return any((condition, not wanted) in b for condition, wanted in a)
 
 
 def align(nbytes: int) -> int:
@@ -29,7 +43,7 @@ def align(nbytes: int) -> int:
 
 
 def largest_live_sum(intervals: Sequence[Interval]) -> int:
-    """The lower bound of any plan: the largest sum of (aligned) bytes that are live at one step."""
+    """The lower bound of any plan without branches: the largest sum of (aligned) bytes that are live at one step."""
     steps = {i.first for i in intervals}
     return max((sum(align(i.nbytes) for i in intervals if i.first <= s <= i.last) for s in steps), default=0)
 
@@ -37,10 +51,7 @@ def largest_live_sum(intervals: Sequence[Interval]) -> int:
 def assign_offsets(intervals: Sequence[Interval]) -> tuple[list[int], int]:
     """Byte offset of each interval and the arena's size."""
     bound = largest_live_sum(intervals)
-    neighbours = [
-        [j for j, b in enumerate(intervals) if j != i and a.first <= b.last and b.first <= a.last]
-        for i, a in enumerate(intervals)
-    ]
+    neighbours = [[j for j, b in enumerate(intervals) if j != i and a.meets(b)] for i, a in enumerate(intervals)]
     orders: tuple[Callable[[int], tuple[int, ...]], ...] = (
         lambda i: (-intervals[i].nbytes, intervals[i].first, i),
         lambda i: (-intervals[i].nbytes * (intervals[i].last - intervals[i].first + 1), i),
@@ -79,21 +90,34 @@ def _place(intervals: Sequence[Interval], neighbours: Sequence[Sequence[int]], o
 
 def verify_plan(program: Program) -> None:
     """No two live buffers overlap, every buffer is inside its memory, every argument inside its buffer. A failure is a bug of the compiler."""
-    arena = [b for b in program.buffers if b.place == "arena"]
-    for i, a in enumerate(arena):
+    only = guards_of_buffers(program)
+    arena = [(b, only.get(number, frozenset())) for number, b in enumerate(program.buffers) if b.place == "arena"]
+    for i, (a, only_a) in enumerate(arena):
         if a.offset % ALIGNMENT or a.offset + a.nbytes > program.arena_bytes:
             raise AssertionError(f"buffer {a.name} at {a.offset} does not fit an arena of {program.arena_bytes} bytes")
-        for b in arena[i + 1 :]:
-            together = a.first <= b.last and b.first <= a.last
+        for b, only_b in arena[i + 1 :]:
+            together = a.first <= b.last and b.first <= a.last and not excludes(only_a, only_b)
             if together and a.offset < b.offset + b.nbytes and b.offset < a.offset + a.nbytes:
                 raise AssertionError(f"buffers {a.name} and {b.name} are live together and overlap")
     for buffer in program.buffers:
         if buffer.place == "weights" and buffer.offset + buffer.nbytes > len(program.weights):
             raise AssertionError(f"constant {buffer.name} lies past the end of the weights")
     for index, step in enumerate(program.steps):
-        for argument in step.args:
+        for argument in step.touched:
             buffer = program.buffers[argument.buffer]
             if not 0 <= argument.offset <= buffer.nbytes:
                 raise AssertionError(f"step {step.name} points outside of buffer {buffer.name}")
             if buffer.place == "arena" and not buffer.first <= index <= buffer.last:
                 raise AssertionError(f"step {step.name} uses buffer {buffer.name} outside of its lifetime")
+
+
+def guards_of_buffers(program: Program) -> dict[int, frozenset[tuple[Hashable, bool]]]:
+    """Buffer -> the guards that all steps which touch it have (in `Interval.only`'s form). Guards are read whatever they say."""
+    found: dict[int, frozenset[tuple[Hashable, bool]]] = {}
+    for step in program.steps:
+        own: frozenset[tuple[Hashable, bool]] = frozenset((guard.place, guard.wanted) for guard in step.guards)
+        read = {guard.place.buffer for guard in step.guards}
+        for argument in step.touched:
+            number = argument.buffer
+            found[number] = frozenset() if number in read else found.get(number, own) & own
+    return found

@@ -58,11 +58,14 @@ class KernelCall:
     """One kernel launch of a node. Drivers take one ptr per ref, then `begin` and `end` (index): the range of tasks to do.
 
     tasks: how many independent tasks there are; any partition of range(tasks), in any order or in parallel, gives the same bits.
+    groups: where the tasks are `groups` equal runs in the order of axis 0 of output 0, so that of N rows there the first n are made by
+    the first ceil(n * groups / N) runs; 0 where they are not in this order.
     """
 
     kernel: Kernel
     refs: tuple[Ref, ...]
     tasks: int = 1
+    groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,45 @@ class Argument:
     offset: int = 0
 
 
+@dataclass(frozen=True)
+class Guard:
+    """A step with it runs only where the truth value (one byte) at `place` is `wanted`."""
+
+    place: Argument
+    wanted: bool
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The tasks of a step that the rows found at run time need: those of so many of `groups` equal runs.
+
+    count: where the number of rows is (int32); rows: the most there can be.
+    """
+
+    count: Argument
+    rows: int
+    groups: int
+
+    @property
+    def scale(self) -> tuple[int, int]:
+        """(m, s): groups(n) = min((n * m + 2**s - 1) >> s, groups), at least ceil(n * groups / rows); without a division, in 31 bits."""
+        whole, rest = divmod(self.groups, self.rows)
+        if not rest:
+            return whole, 0
+        shift = 0
+        while self.rows * (-(-(self.groups << shift + 1) // self.rows)) + (2 << shift) < 1 << 31 and shift < 16:
+            shift += 1
+        return -(-(self.groups << shift) // self.rows), shift
+
+    def tasks(self, count: int, tasks: int) -> int:
+        """How many of `tasks` are done for `count` rows."""
+        m, shift = self.scale
+        return min((max(count, 0) * m + (1 << shift) - 1) >> shift, self.groups) * (tasks // self.groups)
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
-    """kernel(args..., begin, end) over `tasks` tasks.
+    """kernel(args..., begin, end) over `tasks` tasks; where all guards hold, and as far as the limit says.
 
     name: the graph node's; origin: the source nodes it computes; macs: multiply-adds; shape: of the node's first output.
     """
@@ -103,6 +142,14 @@ class Step:
     origin: tuple[str, ...] = ()
     macs: int = 0
     shape: tuple[int, ...] = ()
+    guards: tuple[Guard, ...] = ()
+    limit: Limit | None = None
+
+    @property
+    def touched(self) -> tuple[Argument, ...]:
+        """Everything that is read or written: by the kernel, and to decide on it."""
+        count = () if self.limit is None else (self.limit.count,)
+        return (*self.args, *(guard.place for guard in self.guards), *count)
 
 
 @dataclass(frozen=True, eq=False)

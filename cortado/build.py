@@ -19,7 +19,7 @@ from cortado.backends.weights import HEADER_BYTES, place_weights, weights_header
 from cortado.compiler.graph import Graph
 from cortado.compiler.lang import Block, Kernel
 from cortado.compiler.options import CompileOptions
-from cortado.compiler.program import Program, Step
+from cortado.compiler.program import Argument, Program, Step
 from cortado.compiler.target import Target
 from cortado.compiler.text import format_graph
 from cortado.runtime.archive import Member, write_archive
@@ -94,7 +94,7 @@ def hash_of(program: Program) -> int:
     for part in (program.inputs, program.outputs, program.buffers, program.arena_bytes):
         digest.update(f"{part!r}\n".encode())
     for step in program.steps:
-        digest.update(f"{step.kernel.name} {step.args!r} {step.tasks}\n".encode())
+        digest.update(f"{step.kernel.name} {step.args!r} {step.tasks} {step.guards!r} {step.limit!r}\n".encode())
     return int.from_bytes(digest.digest()[:8], "little")
 
 
@@ -127,9 +127,26 @@ def _instructions(block: Block) -> int:
 
 
 def step_info(step: Step, program: Program, threads: int) -> StepInfo:
-    places = tuple(f"{start}+{offset}" for start, offset in (location_of(argument, program) for argument in step.args))
-    parts = parts_of(step, program, threads)
-    return StepInfo(step.name, step.op, step.origin, step.kernel.name, step.macs, step.tasks, parts, step.shape, places)
+    def place(argument: Argument) -> str:
+        start, offset = location_of(argument, program)
+        return f"{start}+{offset}"
+
+    limit = step.limit
+    return StepInfo(
+        name=step.name,
+        op=step.op,
+        origin=step.origin,
+        kernel=step.kernel.name,
+        macs=step.macs,
+        tasks=step.tasks,
+        parts=parts_of(step, program, threads),
+        shape=step.shape,
+        args=tuple(map(place, step.args)),
+        guards=tuple(("" if guard.wanted else "!") + place(guard.place) for guard in step.guards),
+        count="" if limit is None else place(limit.count),
+        rows=0 if limit is None else limit.rows,
+        groups=0 if limit is None else limit.groups,
+    )
 
 
 def manifest_of(

@@ -23,7 +23,9 @@ class StepInfo:
 
     kernel: name of the driver: function NAME_kernel(args..., begin, end) does the tasks begin to end - 1. args: what each pointer points
     to, as "base+64": bytes from the aligned start of the arena (base), behind the header of the weights (weights), or from a pointer that
-    NAME_run is given (in0, out1).
+    NAME_run is given (in0, out1). guards: places of truth values (one byte) that must be true, after "!" false, for the step to run.
+    count: the place of the number of rows (int32) that the step makes, of `rows` at most: it then does only the first of `groups` equal
+    runs of its tasks; "" where it always does all.
     """
 
     name: str
@@ -35,6 +37,10 @@ class StepInfo:
     parts: int
     shape: tuple[int, ...]
     args: tuple[str, ...]
+    guards: tuple[str, ...] = ()
+    count: str = ""
+    rows: int = 0
+    groups: int = 0
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cortado.backends.codegen import compile_modules
-from cortado.backends.entry import part_lines
+from cortado.backends.conditions import guarded, limited, limited_part_lines, part_lines
 from cortado.backends.targets import find_target
+from cortado.compiler.program import Argument, Limit
 from cortado.runtime.manifest import StepInfo
 from cortado.runtime.memory import LoadedCode
 
@@ -85,19 +86,20 @@ def _module(library: Library, steps: Sequence[StepInfo], parallel_for: int, job:
     functions: list[str] = []
     body = [_clock(0)]
     for number, step in enumerate(steps):
+        counted, tasks = _tasks(library, step, number)
         pointers = ", ".join(f"ptr {_pointer(_place(library, place))}" for place in step.args)
         driver = f"call void {_pointer(library.address(step.kernel))}({pointers}{', ' if pointers else ''}"
         if parallel_for and step.parts > 1:
-            lines = part_lines(step.tasks, step.parts, "i64")
+            own = limited_part_lines(tasks, step.parts, "i64") if step.count else part_lines(step.tasks, step.parts, "i64")
             functions.append(
                 f"define internal void @part{number}(ptr %shared, i32 %number) nounwind {{\n"
-                f"{lines}  {driver}i64 %begin, i64 %end)\n  ret void\n}}\n"
+                f"{counted}{own}  {driver}i64 %begin, i64 %end)\n  ret void\n}}\n"
             )
-            body.append(
-                f"  call void {_pointer(parallel_for)}(ptr {_pointer(job)}, ptr @part{number}, ptr null, i32 {step.parts})\n"
-            )
+            call = f"  call void {_pointer(parallel_for)}(ptr {_pointer(job)}, ptr @part{number}, ptr null, i32 {step.parts})\n"
         else:
-            body.append(f"  {driver}i64 0, i64 {step.tasks})\n")
+            call = f"{counted}  {driver}i64 0, i64 {tasks})\n"
+        guards = [(_pointer(_place(library, place.removeprefix("!"))), not place.startswith("!")) for place in step.guards]
+        body.append(guarded(call, number, guards))
         body.append(_clock(number + 1))
     given = [library.arena, library.ins, library.outs] + ([parallel_for, job] if parallel_for else [])
     entry = library.address("run_threads" if parallel_for else "run")
@@ -105,6 +107,14 @@ def _module(library: Library, steps: Sequence[StepInfo], parallel_for: int, job:
     functions.append(f"define void @stepwise(ptr %clocks) nounwind {{\n{''.join(body)}  ret void\n}}\n")
     functions.append(f"define void @whole(ptr %clocks) nounwind {{\n{_clock(0)}{call}{_clock(1)}  ret void\n}}\n")
     return f'target triple = "{triple}"\n\n' + "\n".join(functions)
+
+
+def _tasks(library: Library, step: StepInfo, number: int) -> tuple[str, str]:
+    """IR lines, and the value or number of the tasks to do."""
+    if not step.count:
+        return "", str(step.tasks)
+    limit = Limit(Argument(0), step.rows, step.groups)
+    return limited(limit, step.tasks, number, _pointer(_place(library, step.count)), "i64")
 
 
 def _clock(number: int) -> str:
