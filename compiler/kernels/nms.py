@@ -9,8 +9,8 @@ from cortado.compiler.graph import Node
 from cortado.compiler.kernels import math
 from cortado.compiler.kernels.boxes import load_row, overlap, store_row, to_float, to_index
 from cortado.compiler.kernels.compact import one_task
-from cortado.compiler.kernels.heap import Heap
 from cortado.compiler.kernels.loops import drivers, task_loop
+from cortado.compiler.kernels.order import Order, parts_bytes
 from cortado.compiler.lang import F32, I1, I32, INDEX
 from cortado.compiler.ops.nms import box_column, most_per_class, score_column
 from cortado.compiler.program import KernelCall, Operand, Ref
@@ -27,15 +27,16 @@ def lower_box_nms(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], t
         suppression = _Suppression(k, sizes)
         begin, end = drivers(k)
         task_loop(k, begin, end, [sizes.images, sizes.classes - 1], lambda at: suppression.run(*at))
-        room = [Ref("scratch", nbytes=4 * lists * sizes.rows) for _ in range(2)]
+        room = [Ref("scratch", nbytes=lists * n) for n in (4 * sizes.rows, 4 * sizes.rows, parts_bytes(sizes.rows))]
         refs = (*(Ref("input", i) for i in range(3)), rows, scores, lengths, *room)
         calls.append(KernelCall(k.finish(), refs, sizes.lists))
     k = KernelBuilder("box_nms_best", target)
     best = _Best(k, sizes, outs, filled=bool(calls))
     begin, end = drivers(k)
     one_task(k, begin, end, best.run)
-    chosen = Ref("scratch", nbytes=4 * sizes.classes)
-    refs = (Ref("input", 1), Ref("input", 2), rows, scores, lengths, chosen, *(Ref("output", i) for i in range(7)))
+    entries = sizes.most * (sizes.classes - 1)
+    room = [Ref("scratch", nbytes=n) for n in (4 * sizes.classes, 4 * max(entries, 1), parts_bytes(entries))]
+    refs = (Ref("input", 1), Ref("input", 2), rows, scores, lengths, *room, *(Ref("output", i) for i in range(7)))
     return [*calls, KernelCall(k.finish(), refs)]
 
 
@@ -72,9 +73,9 @@ def _rows_of(k: KernelBuilder, splits: Val, image: Val, rows: int) -> tuple[Val,
 class _Suppression:
     def __init__(self, k: KernelBuilder, sizes: _Sizes) -> None:
         self.k, self.sizes, self.attrs = k, sizes, sizes.attrs
-        names = ("scores", "boxes", "splits", "kept", "kept_scores", "lengths", "pending", "updated")
+        names = ("scores", "boxes", "splits", "kept", "kept_scores", "lengths", "pending", "updated", "parts")
         self.scores, self.boxes, self.splits, *rest = map(k.param, names)
-        self.kept, self.kept_scores, self.lengths, self.pending, self.updated = rest
+        self.kept, self.kept_scores, self.lengths, self.pending, self.updated, self.parts = rest
 
     def run(self, image: Val, number: Val) -> None:
         k, sizes = self.k, self.sizes
@@ -101,7 +102,8 @@ class _List:
         self.pending, self.updated = (
             k.offset(p, list_ * sizes.rows, s) for p, s in ((parent.pending, "i32"), (parent.updated, "f32"))
         )
-        self.heap = Heap(k, self.pending, self.score)
+        parts = k.offset(parent.parts, list_ * (parts_bytes(sizes.rows) // 4), "i32")
+        self.order = Order(k, self.pending, self.score, parts)
 
     def score(self, row: Val) -> Val:
         return self.k.load(self.scores, F32, row * self.sizes.scores.strides[0])
@@ -117,7 +119,7 @@ class _List:
             passes = self.score(row) > float(self.attrs["score_threshold"])
 
             def take() -> None:
-                self.heap.store(count, row)
+                self.order.store(count, row)
                 k.store(self.updated, self.score(row), count)
 
             k.if_(passes, take)
@@ -132,10 +134,10 @@ class _List:
 
     def hard(self, passing: Val) -> Val:
         k = self.k
-        self.heap.order(passing)
+        self.order.full(passing, self.sizes.rows)
 
         def candidate(taken: Val, length: Val) -> list[Val]:
-            row = self.heap.pop(passing - taken)
+            row = self.order.load(taken)
             box = self.box(row)
 
             def compare(at: Val, _: Val) -> list[Val]:
@@ -162,9 +164,9 @@ class _List:
                 return [k.select(more, score, best), k.select(more, at, place)]
 
             score, place = k.loop(1, left, 1, larger, [k.load(self.updated, F32), k.index(0)])
-            row = self.heap.load(place)
+            row = self.order.load(place)
             self.keep(length, row, score)
-            self.heap.store(place, self.heap.load(k.index(0)))
+            self.order.store(place, self.order.load(k.index(0)))
             k.store(self.updated, k.load(self.updated, F32), place)
             return [self._weaken(self.box(row), left), length + 1]
 
@@ -176,7 +178,7 @@ class _List:
         k, attrs = self.k, self.attrs
 
         def one(at: Val, count: Val) -> list[Val]:
-            row = self.heap.load(at)
+            row = self.order.load(at)
             common = overlap(k, best, self.box(row), attrs["plus_one"])
             if attrs["soft"] == "linear":
                 weight = k.select(common > float(attrs["threshold"]), 1.0 - common, 1.0)
@@ -186,7 +188,7 @@ class _List:
             stays = score >= float(attrs["soft_least"])
 
             def move() -> None:
-                self.heap.store(count, row)
+                self.order.store(count, row)
                 k.store(self.updated, score, count)
 
             k.if_(stays, move)
@@ -197,12 +199,13 @@ class _List:
 
 
 class _Best:
-    """filled: whether there are any lists."""
+    """filled: whether there are any lists. An entry is counted by class and place in its list."""
 
     def __init__(self, k: KernelBuilder, sizes: _Sizes, outs: Sequence[Operand], filled: bool) -> None:
         self.k, self.sizes, self.attrs, self.outs, self.filled = k, sizes, sizes.attrs, outs, filled
-        names = ("boxes", "splits", "kept", "kept_scores", "lengths", "chosen")
-        self.boxes, self.splits, self.kept, self.kept_scores, self.lengths, self.chosen = map(k.param, names)
+        names = ("boxes", "splits", "kept", "kept_scores", "lengths", "places", "entries", "parts")
+        self.boxes, self.splits, self.kept, self.kept_scores, self.lengths, *rest = map(k.param, names)
+        self.places, self.entries, self.parts = rest
         self.sinks = [k.param(f"out{i}") for i in range(7)]
 
     def run(self) -> None:
@@ -222,52 +225,56 @@ class _Best:
     def _image(self, image: Val, start: Val) -> list[Val]:
         k, classes = self.k, self.sizes.classes - 1
         sizes_at = image * self.outs[5].strides[0]
-        k.store(self.sinks[5], k.zero(I32), sizes_at)
+        k.loop(0, classes + 1, 1, lambda c: k.store(self.sinks[5], k.zero(I32), sizes_at + c))
         if not self.filled:
-            k.loop(0, classes, 1, lambda c: k.store(self.sinks[5], k.zero(I32), sizes_at + c + 1))
             k.store(self.sinks[3], k.zero(F32), image)
             return [start]
         lists = image * classes
-        (found,) = k.loop(0, classes, 1, lambda c, n: [n + self._length(lists + c)], [k.index(0)])
-        limit = self.attrs["limit"]
-        everything = found <= limit if limit > 0 else k.const(1, I1)
+        order = self._order(lists)
+        kept = self._chosen(order, lists)
 
-        def all_of_it() -> None:
-            k.loop(0, classes, 1, lambda c: k.store(self.chosen, k.load(self.lengths, I32, lists + c), c))
+        def count(i: Val) -> None:
+            at = sizes_at + order.load(i) // self.sizes.most + 1
+            k.store(self.sinks[5], k.load(self.sinks[5], I32, at) + 1, at)
 
-        k.if_(everything, all_of_it, lambda: self._choose(lists, limit))
+        k.loop(0, kept, 1, count)
+
+        def place(number: Val, at: Val) -> list[Val]:
+            k.store(self.places, k.convert(at, I32, "trunc"), number)
+            return [at + k.convert(k.load(self.sinks[5], I32, sizes_at + number + 1), INDEX, "sext")]
+
+        (end,) = k.loop(0, classes, 1, place, [start])
         first, _ = _rows_of(k, self.splits, image, self.sizes.rows)
 
-        def one(number: Val, at: Val) -> list[Val]:
-            count = k.convert(k.load(self.chosen, I32, number), INDEX, "sext")
-            k.store(self.sinks[5], k.load(self.chosen, I32, number), sizes_at + number + 1)
-            k.loop(0, count, 1, lambda i: self._write(lists + number, i, number, first, at + i))
-            return [at + count]
+        def write(i: Val) -> None:
+            entry = order.load(i)
+            number, place = entry // self.sizes.most, entry % self.sizes.most
+            at = k.load(self.places, I32, number)
+            self._write(lists + number, place, number, first, k.convert(at, INDEX, "sext"))
+            k.store(self.places, at + 1, number)
 
-        (end,) = k.loop(0, classes, 1, one, [start])
+        k.loop(0, kept, 1, write)
         k.store(self.sinks[3], to_float(k, end - start), image)
         return [end]
 
-    def _length(self, list_: Val) -> Val:
-        return self.k.convert(self.k.load(self.lengths, I32, list_), INDEX, "sext")
+    def _order(self, lists: Val) -> Order:
+        first = lists * self.sizes.most
+        return Order(self.k, self.entries, lambda entry: self.k.load(self.kept_scores, F32, first + entry), self.parts)
 
-    def _choose(self, lists: Val, limit: int) -> None:
-        """`chosen`: how many of each class are among the best. Every list is sorted, so one look at its next score is enough."""
-        k, classes, most = self.k, self.sizes.classes - 1, self.sizes.most
-        k.loop(0, classes, 1, lambda c: k.store(self.chosen, k.zero(I32), c))
+    def _chosen(self, order: Order, lists: Val) -> Val:
+        """The entries of all lists, one after the other; where they are too many the best come first. How many stay."""
+        k, classes, most, limit = self.k, self.sizes.classes - 1, self.sizes.most, self.attrs["limit"]
 
-        def take(_: Val) -> None:
-            def look(number: Val, best: Val, place: Val) -> list[Val]:
-                next_ = k.convert(k.load(self.chosen, I32, number), INDEX, "sext")
-                list_ = lists + number
-                score = k.load(self.kept_scores, F32, list_ * most + k.min(next_, most - 1))
-                better = (next_ < self._length(list_)) & (score > best)
-                return [k.select(better, score, best), k.select(better, number, place)]
+        def take(number: Val, at: Val) -> list[Val]:
+            length = k.convert(k.load(self.lengths, I32, lists + number), INDEX, "sext")
+            k.loop(0, length, 1, lambda i: order.store(at + i, number * most + i))
+            return [at + length]
 
-            _, place = k.loop(0, classes, 1, look, [k.const(float("-inf"), F32), k.index(0)])
-            k.store(self.chosen, k.load(self.chosen, I32, place) + 1, place)
-
-        k.loop(0, limit, 1, take)
+        (found,) = k.loop(0, classes, 1, take, [k.index(0)])
+        if not 0 < limit < classes * most:
+            return found
+        k.if_(found > limit, lambda: order.full(found, classes * most))
+        return k.min(found, limit)
 
     def _write(self, list_: Val, i: Val, number: Val, first: Val, at: Val) -> None:
         """Entry i of a list becomes row `at` of the result."""

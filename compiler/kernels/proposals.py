@@ -8,8 +8,8 @@ from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.boxes import clipped, decoded, load_row, overlap, store_row, to_float
 from cortado.compiler.kernels.compact import one_task
-from cortado.compiler.kernels.heap import Heap
 from cortado.compiler.kernels.loops import drivers
+from cortado.compiler.kernels.order import Order, parts_bytes
 from cortado.compiler.lang import F32, I1, I32
 from cortado.compiler.ops.proposals import candidates
 from cortado.compiler.program import KernelCall, Operand, Ref
@@ -26,6 +26,7 @@ def lower_generate_proposals(node: Node, ins: Sequence[Operand], outs: Sequence[
         *(Ref("input", i) for i in range(4)),
         *(Ref("output", i) for i in range(3)),
         Ref("scratch", nbytes=4 * max(work.anchors, 1)),
+        Ref("scratch", nbytes=parts_bytes(work.anchors)),
     )
     return [KernelCall(k.finish(), refs)]
 
@@ -33,13 +34,12 @@ def lower_generate_proposals(node: Node, ins: Sequence[Operand], outs: Sequence[
 class _Proposals:
     def __init__(self, k: KernelBuilder, node: Node, ins: Sequence[Operand], outs: Sequence[Operand]) -> None:
         self.k, self.attrs, self.ins, self.outs = k, node.attrs, ins, outs
-        self.count, height, self.width, self.kinds = ins[0].shape
-        self.anchors = height * self.width * self.kinds
+        self.count, self.height, self.width, self.kinds = ins[0].shape
+        self.anchors = self.height * self.width * self.kinds
         self.seen, self.most = candidates(self.anchors, node.attrs)
-        names = ("scores", "deltas", "info", "anchors", "rois", "probabilities", "total", "numbers")
-        self.scores, self.deltas, self.info, self.boxes, self.rois, self.probabilities, self.total, self.numbers = map(
-            k.param, names
-        )
+        names = ("scores", "deltas", "info", "anchors", "rois", "probabilities", "total", "numbers", "parts")
+        self.scores, self.deltas, self.info, self.boxes, self.rois, self.probabilities, *rest = map(k.param, names)
+        self.total, self.numbers, self.parts = rest
 
     def images(self) -> None:
         k, rows = self.k, self.outs[0].shape[0]
@@ -61,14 +61,18 @@ class _Proposals:
         deltas = k.offset(self.deltas, image * self.ins[1].strides[0], "f32")
         height, width, scale = load_row(k, self.info, image * self.ins[2].strides[0], 3)
         smallest = scale * float(self.attrs["min_size"])
-        heap = Heap(k, self.numbers, lambda number: k.load(scores, F32, self._place(number, 0)))
-        heap.fill(k.index(self.anchors))
+        order = Order(k, self.numbers, lambda number: k.load(scores, F32, self._place(number, 0)), self.parts)
+        order.count_up(k.index(self.anchors))
+        if self.seen < self.anchors:
+            order.partial(k.index(0), k.index(self.seen), k.index(self.anchors))
+        else:
+            order.full(k.index(self.anchors), self.anchors)
 
         def going(taken: Val, end: Val) -> Val:
             return (taken < self.seen) & (end < first + self.most)
 
         def candidate(taken: Val, end: Val) -> list[Val]:
-            number = heap.pop(self.anchors - taken)
+            number = order.load(taken)
             box = clipped(k, self._moved(deltas, number), k.virtual("floor", height), k.virtual("floor", width), self.attrs)
             (end,) = k.if_(
                 self._large(box, smallest, width, height),
@@ -80,20 +84,21 @@ class _Proposals:
         _, end = k.while_(going, candidate, [k.index(0), first])
         return [end]
 
+    def _cell(self, number: Val) -> tuple[Val, Val, Val]:
+        """Anchor, row and column, by which the boxes are counted."""
+        kind, cell = number // (self.height * self.width), number % (self.height * self.width)
+        return kind, cell // self.width, cell % self.width
+
     def _place(self, number: Val, operand: int, factor: int = 1) -> Val:
-        """Where the numbers of anchor `number` (counted by row, column, kind) are in an operand [N,H,W,kinds * factor]."""
+        """Where the numbers of box `number` are in an operand [N,H,W,kinds * factor]."""
+        kind, y, x = self._cell(number)
         strides = self.ins[operand].strides
-        row = self.kinds * factor
-        if strides[2] == row and strides[1] == row * self.width:
-            return number * factor
-        cell, kind = number // self.kinds, number % self.kinds
-        y, x = cell // self.width, cell % self.width
         return y * strides[1] + x * strides[2] + kind * factor
 
     def _moved(self, deltas: Val, number: Val) -> list[Val]:
         k, stride = self.k, float(self.attrs["stride"])
-        cell, kind = number // self.kinds, number % self.kinds
-        shift = [to_float(k, cell % self.width) * stride, to_float(k, cell // self.width) * stride]
+        kind, y, x = self._cell(number)
+        shift = [to_float(k, x) * stride, to_float(k, y) * stride]
         anchor = load_row(k, self.boxes, kind * self.ins[3].strides[0], 4)
         box = [side + shift[i % 2] for i, side in enumerate(anchor)]
         return decoded(k, box, load_row(k, deltas, self._place(number, 1, 4), 4), (1.0,) * 4, self.attrs)

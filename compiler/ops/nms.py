@@ -8,6 +8,7 @@ import numpy as np
 
 from cortado.compiler.ops.boxes import F32, overlaps
 from cortado.compiler.ops.checks import arity, one_of, show
+from cortado.compiler.ops.order import best_first
 from cortado.compiler.ops.record import Attrs, Op, require
 from cortado.compiler.ops.rows import COUNT
 from cortado.compiler.types import TensorType
@@ -86,7 +87,7 @@ def _of_class(scores: np.ndarray, boxes: np.ndarray, number: int, attrs: Attrs) 
     left = np.flatnonzero(score > np.float32(attrs["score_threshold"]))
     if attrs["soft"]:
         return _soft(own, score.copy(), left, attrs)
-    left = left[np.argsort(-score[left], kind="stable")]
+    left = left[best_first(score[left], len(left))]
     kept: Kept = []
     while len(left) and not 0 < attrs["limit"] <= len(kept):
         best, left = left[0], left[1:]
@@ -116,14 +117,16 @@ def _soft(boxes: np.ndarray, score: np.ndarray, left: np.ndarray, attrs: Attrs) 
 
 
 def _limited(found: Sequence[Kept], limit: int) -> list[Kept]:
-    """The best of all classes. Every list is sorted, so what stays of it is its beginning; of equal scores the lower class stays."""
+    """The best of all classes; each class has them in their order among all."""
     if limit <= 0 or sum(map(len, found)) <= limit:
         return list(found)
-    merged = [(-score, number, place) for number, kept in enumerate(found) for place, (_, score) in enumerate(kept)]
-    counts = [0] * len(found)
-    for _, number, _ in sorted(merged)[:limit]:
-        counts[number] += 1
-    return [kept[:count] for kept, count in zip(found, counts, strict=True)]
+    merged = [(number, entry) for number, kept in enumerate(found) for entry in kept]
+    best = best_first(np.array([score for _, (_, score) in merged], np.float32), len(merged))[:limit]
+    chosen: list[Kept] = [[] for _ in found]
+    for at in best:
+        number, entry = merged[at]
+        chosen[number].append(entry)
+    return chosen
 
 
 OPS: tuple[Op, ...] = (

@@ -8,6 +8,7 @@ import numpy as np
 
 from cortado.compiler.ops.boxes import ANGLES, F32, check_angles, check_count, check_rows, clipped, decoded, overlaps
 from cortado.compiler.ops.checks import arity, one_of, show
+from cortado.compiler.ops.order import best_first
 from cortado.compiler.ops.record import Attrs, Op, require
 from cortado.compiler.ops.rows import COUNT
 from cortado.compiler.types import TensorType
@@ -50,9 +51,9 @@ def _generate(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     rois, probabilities = np.zeros((images * most, 5), np.float32), np.zeros(images * most, np.float32)
     at = 0
     for image in range(images):
-        flat = scores[image].reshape(-1)
-        order = np.argsort(-flat, kind="stable")[:seen]
-        kept = _kept(_proposals(order, deltas[image].reshape(-1, 4), anchors, width, attrs), info[image], most, attrs)
+        flat = scores[image].transpose(2, 0, 1).reshape(-1)  # as in a file's scores, which have the channels first
+        order = best_first(flat, seen)
+        kept = _kept(_proposals(order, deltas[image], anchors, attrs), info[image], most, attrs)
         for place, box in kept:
             rois[at] = image, *box
             probabilities[at] = flat[order[place]]
@@ -60,12 +61,15 @@ def _generate(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     return rois, probabilities, np.array([at], np.int32)
 
 
-def _proposals(order: np.ndarray, deltas: np.ndarray, anchors: np.ndarray, width: int, attrs: Attrs) -> np.ndarray:
-    """Rows are counted by height, width, anchor."""
-    cells, kind = np.divmod(order, len(anchors))
-    shifts = np.stack([cells % width, cells // width], axis=1).astype(np.float32) * np.float32(attrs["stride"])
+def _proposals(order: np.ndarray, deltas: np.ndarray, anchors: np.ndarray, attrs: Attrs) -> np.ndarray:
+    """Boxes are counted by anchor, row, column. deltas: float32[H, W, 4 * anchors]."""
+    height, width, _ = deltas.shape
+    kind, cell = np.divmod(order, height * width)
+    y, x = np.divmod(cell, width)
+    shifts = np.stack([x, y], axis=1).astype(np.float32) * np.float32(attrs["stride"])
     boxes = anchors[kind] + np.tile(shifts, 2)
-    return decoded(boxes.astype(np.float32), deltas[order], (1.0, 1.0, 1.0, 1.0), attrs)
+    own = deltas.reshape(height, width, -1, 4)[y, x, kind]
+    return decoded(boxes.astype(np.float32), own, (1.0, 1.0, 1.0, 1.0), attrs)
 
 
 def _kept(boxes: np.ndarray, info: np.ndarray, most: int, attrs: Attrs) -> list[tuple[int, np.ndarray]]:
