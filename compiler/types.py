@@ -100,6 +100,10 @@ class TensorInfo:
     zero_point: int | None = None
     count: str | None = None
 
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * NUMPY_DTYPE[self.dtype].itemsize
+
 
 class Executor(Protocol):
     """Runs code inside the compiler (calibration, host timing): arrays by input name in, by output name out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -119,11 +120,9 @@ class Model:
     def _get_runner(self) -> Runner:
         if self._runner is not None:
             return self._runner
-        from cortado.runtime.loader import HostRunner, runs_in_process
-
         with self._lock:
             if self._runner is None:
-                self._runner = HostRunner(self._bundle) if runs_in_process(self._bundle.manifest) else _emulated(self._bundle)
+                self._runner = _new_runner(self._bundle)
             return self._runner
 
 
@@ -132,7 +131,13 @@ def _check_threads(threads: int) -> None:
         raise OptionError(f"threads={threads}: must be a number between 1 and 1024")
 
 
-def _emulated(bundle: Bundle) -> Runner:
+def _new_runner(bundle: Bundle) -> Runner:
+    """In this process where the machine can, else in an emulator."""
+    from cortado.runtime.loader import HostRunner, LacksInstructions, runs_in_process
+
+    if runs_in_process(bundle.manifest):
+        with contextlib.suppress(LacksInstructions):
+            return HostRunner(bundle)
     from cortado.runtime.emulate import EmulatedRunner
 
     return EmulatedRunner(bundle)

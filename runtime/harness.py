@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cortado.runtime.pc import DATA_DISK, POWER_OFF, READ, SECTOR, TRANSFER, WRITE
+
 STATUS, SHORT, FAULT = 100, 99, 98
+MARK = 0x0C0FFEE0  # of a PC's status
 TABLE = "cortado_functions"  # pointers: NAME_init, NAME_run
 ENTRY = "cortado_start"
 INPUT_FILE, OUTPUT_FILE = "input", "output"
@@ -23,7 +26,7 @@ _LINUX = {
 _SEMIHOSTING = "abbe7047"  # word cortado_system(word operation, pointer block): bkpt 0xab, bx lr
 _OPEN, _WRITE, _READ, _EXIT = 1, 5, 6, 0x20  # Semihosting for AArch32 and AArch64, Arm; the exit is SYS_EXIT_EXTENDED
 _READ_BINARY, _WRITE_BINARY, _APPLICATION_EXIT = 1, 5, 0x20026
-
+_START = f"\ndefine hidden void @{ENTRY}() nounwind {{\n  call void @main()\n  ret void\n}}\n"
 
 _LINUX_TEXT = """
 declare hidden {index} @cortado_system({index}, {index}, {index}, {index}) nounwind
@@ -123,6 +126,42 @@ define hidden void @cortado_fault() nounwind {{
 }}
 """
 
+# The firmware's services are called by address. Sector 0 of the data disk is the status, behind MARK; data are whole sectors.
+_PC_TEXT = """
+@sector = internal global i64 {first}
+@report = internal global [{block} x i8] zeroinitializer, align 64
+
+define internal void @transfer(ptr %data, i64 %count, i64 %command) nounwind {{
+  %rest = add i64 %count, {rest}
+  %sectors = udiv i64 %rest, {block}
+  %first = load i64, ptr @sector
+  call void inttoptr (i64 {transfer} to ptr)(ptr %data, i64 %first, i64 %sectors, i64 %command)
+  %next = add i64 %first, %sectors
+  store i64 %next, ptr @sector
+  ret void
+}}
+
+define internal void @take(ptr %data, i64 %count) nounwind {{
+  call void @transfer(ptr %data, i64 %count, i64 {read})
+  ret void
+}}
+
+define internal void @give(ptr %data, i64 %count) nounwind {{
+  call void @transfer(ptr %data, i64 %count, i64 {write})
+  ret void
+}}
+
+define internal void @leave(i32 %status) nounwind {{
+  store i32 {mark}, ptr @report
+  %place = getelementptr i8, ptr @report, i64 4
+  store i32 %status, ptr %place
+  store i64 {status_sector}, ptr @sector
+  call void @give(ptr @report, i64 {block})
+  call void inttoptr (i64 {off} to ptr)()
+  ret void
+}}
+"""
+
 
 def linux_harness(
     architecture: str, triple: str, index: str, arena: int, weights: int, inputs: Sequence[int], outputs: Sequence[int]
@@ -136,8 +175,7 @@ def linux_harness(
     system = _LINUX_TEXT.format(index=index, read=read, write=write, exit=exit_, exit_word=exit_word, short=SHORT)
     main = _main(index, arena, weights, inputs, outputs)
     params = ", ".join([index] * 4)
-    start = f"\ndefine hidden void @{ENTRY}() nounwind {{\n  call void @main()\n  ret void\n}}\n"
-    return [("harness", f'target triple = "{triple}"\n{system}{main}{start}'), _machine_code(triple, index, params, code)]
+    return [("harness", f'target triple = "{triple}"\n{system}{main}{_START}'), _machine_code(triple, index, params, code)]
 
 
 def microcontroller_harness(
@@ -170,8 +208,21 @@ define hidden void @{ENTRY}() nounwind {{
     ]
 
 
-def _main(index: str, arena: int, weights: int, inputs: Sequence[int], outputs: Sequence[int]) -> str:
-    """Reads everything, calls init and run, writes everything, leaves."""
+def pc_harness(triple: str, arena: int, weights: int, inputs: Sequence[int], outputs: Sequence[int]) -> list[tuple[str, str]]:
+    """Modules, (name, LLVM IR), for the firmware of `pc`, sizes as in `linux_harness`.
+
+    The data disk has the status in sector 0, then weights, inputs and outputs, each from a sector of its own on.
+    """
+    system = _PC_TEXT.format(
+        first=DATA_DISK + 1, status_sector=DATA_DISK, block=SECTOR, rest=SECTOR - 1, transfer=TRANSFER, off=POWER_OFF, read=READ,
+        write=WRITE, mark=MARK,
+    )  # fmt: skip
+    main = _main("i64", arena, weights, inputs, outputs, SECTOR)
+    return [("harness", f'target triple = "{triple}"\n{system}{main}{_START}')]
+
+
+def _main(index: str, arena: int, weights: int, inputs: Sequence[int], outputs: Sequence[int], block: int = 1) -> str:
+    """Reads everything, calls init and run, writes everything, leaves. block: what all data have room for multiples of, in bytes."""
     pointer = 8 if index == "i64" else 4
     tensors = [(f"in{i}", nbytes) for i, nbytes in enumerate(inputs)] + [(f"out{i}", nbytes) for i, nbytes in enumerate(outputs)]
     # not 0, so that the table lies in a section with contents
@@ -179,7 +230,7 @@ def _main(index: str, arena: int, weights: int, inputs: Sequence[int], outputs: 
         f"@{TABLE} = hidden global [2 x ptr] [ptr inttoptr ({index} 1 to ptr), ptr inttoptr ({index} 1 to ptr)], align {pointer}"
     ]
     for name, nbytes in [("arena", arena), *([("blob", weights)] if weights else []), *tensors]:
-        lines.append(f"@{name} = internal global [{max(nbytes, 1)} x i8] zeroinitializer, align 64")
+        lines.append(f"@{name} = internal global [{-(-max(nbytes, 1) // block) * block} x i8] zeroinitializer, align 64")
     lines += ["", "define internal void @main() nounwind noinline {", "entry:"]
     for side, sizes in (("in", inputs), ("out", outputs)):
         lines.append(f"  %{side} = alloca [{max(len(sizes), 1)} x ptr], align {pointer}")

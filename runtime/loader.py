@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from cortado.runtime.profile import StepTimes
 
 
+class LacksInstructions(TargetError):
+    """This machine's processor does not have all instructions that the library's target allows."""
+
+
 def runs_in_process(manifest: Manifest) -> bool:
     """Whether a library is for this machine's architecture and system. Its instructions may still be too new: `HostRunner` tells."""
     architecture, _, system = manifest.target.triple.partition("-")
@@ -35,7 +39,7 @@ class HostRunner:
     """The loaded library. `run` is safe for use by several threads: every call has an arena of its own."""
 
     def __init__(self, bundle: Bundle) -> None:
-        """Raises TargetError where this machine's processor lacks instructions of the target."""
+        """Raises LacksInstructions where this machine's processor does."""
         self._manifest = bundle.manifest
         self._code = LoadedCode([data for _, data in read_archive(bundle.library)])
         self._init = self._function("init", 2)
@@ -94,7 +98,7 @@ class HostRunner:
         weights = None if self._weights is None else self._weights.ctypes.data
         status = self._init(arena.ctypes.data, weights)
         if status == ECPU:
-            raise TargetError(_missing_features(self._manifest))
+            raise LacksInstructions(_missing_features(self._manifest))
         if status != 0:
             raise CortadoError(f"{self._manifest.name}_init gave {status}: the library refuses its own weights")
         return arena
