@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,16 +17,20 @@ from cortado.compiler.plan import Interval, align, assign_offsets, verify_plan
 from cortado.compiler.program import Argument, Buffer, KernelCall, Operand, Program, Ref, Step, contiguous_strides
 from cortado.compiler.storage import Place, Root, Storage, assign_storage, reshape_strides, same_place
 from cortado.compiler.target import Target
+from cortado.compiler.tuning import Tuning
 from cortado.compiler.types import TensorInfo, TensorType
 from cortado.errors import UnsupportedError
 
 
-def lower(graph: Graph, target: Target, optimize_for: str = "speed") -> Program:
-    """Order, storage, kernels, offsets, in this order. Raises UnsupportedError that names every node without a kernel."""
+def lower(graph: Graph, target: Target, optimize_for: str = "speed", tuning: Tuning | None = None) -> Program:
+    """Order, storage, kernels, offsets, in this order. tuning: measured choices, for this target.
+
+    Raises UnsupportedError that names every node without a kernel, OptionError where the tuning does not fit.
+    """
     order = graph.nodes()
     _require_lowerings(order)
     storage = assign_storage(graph, order)
-    steps = _Steps(target, lowerings(optimize_for))
+    steps = _Steps(target, lowerings(optimize_for, tuning))
     for node in order:
         _lower_node(node, storage, steps)
     for position in storage.copied_outputs:
@@ -36,6 +40,15 @@ def lower(graph: Graph, target: Target, optimize_for: str = "speed") -> Program:
     program = steps.program(graph, storage)
     verify_plan(program)
     return program
+
+
+def layers(graph: Graph) -> Iterator[tuple[Node, list[Operand], list[Operand]]]:
+    """Every node of a graph with its operands as `lower` gives them to the kernels' makers."""
+    order = graph.nodes()
+    storage = assign_storage(graph, order)
+    for node in order:
+        if node.op in LOWERINGS and not storage.is_view(node):
+            yield node, *storage.operands(node)
 
 
 def _require_lowerings(order: Sequence[Node]) -> None:
@@ -89,8 +102,7 @@ class _Steps:
     scratch: dict[Ref, Root] = field(default_factory=dict)
 
     def node(self, node: Node, storage: Storage) -> None:
-        ins = [storage.operand(value) for value in node.inputs]
-        outs = [storage.operand(node.out(i)) for i in range(len(node.types))]
+        ins, outs = storage.operands(node)
         lowering = self.lowerings[node.op]
         inputs = [(value.type, storage.places[value]) for value in node.inputs]
         outputs = [(node.types[i], storage.places[node.out(i)]) for i in range(len(node.types))]

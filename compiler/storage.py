@@ -47,6 +47,10 @@ class Storage:
     def operand(self, value: Value) -> Operand:
         return Operand(value.type, self.places[value].strides)
 
+    def operands(self, node: Node) -> tuple[list[Operand], list[Operand]]:
+        """Of the node's inputs and outputs."""
+        return [self.operand(value) for value in node.inputs], [self.operand(node.out(i)) for i in range(len(node.types))]
+
     def is_view(self, node: Node) -> bool:
         """Whether the node's output is its input's memory, so that no step is needed."""
         return node.op in VIEWS and self.places[node.out()].root is self.places[node.inputs[0]].root

@@ -10,7 +10,8 @@ from lowered import TARGETS, check, made_target, node_of
 
 from cortado.backends.targets import find_target
 from cortado.compiler.graph import Node
-from cortado.compiler.kernels.winograd import Tiling, choose_winograd, lower_winograd
+from cortado.compiler.kernels.choice import Winograd
+from cortado.compiler.kernels.winograd import choose_winograd, lower_winograd
 from cortado.compiler.kernels.winograd_algebra import POINTS, filtering
 from cortado.compiler.program import KernelCall, Operand, contiguous_strides
 from cortado.compiler.target import Target
@@ -48,9 +49,7 @@ def forced(m: int) -> Any:
     """A lowering that takes tiles of m x m whether they pay or not."""
 
     def lower(node: Node, ins: Any, outs: Any, target: Target) -> list[KernelCall]:
-        (images, height, width, _), (_, out_height, out_width, _) = ins[0].shape, outs[0].shape
-        tiling = Tiling(filtering(m), images, height, width, out_height, out_width, node.attrs["pads_begin"])
-        return lower_winograd(node, ins, outs, tiling, target)
+        return lower_winograd(node, ins, outs, Winograd(m), target)
 
     return lower
 
@@ -97,8 +96,8 @@ def chosen(shape: tuple[int, ...], outputs: int, target: str = "x86-64-v3", **at
         node = Node(node.op, node.inputs, {**node.attrs, **attrs}, node.types, node.name)
     out = TensorType((shape[0], shape[1], shape[2], outputs))
     operands = [Operand(t, contiguous_strides(t.shape)) for t in (TensorType(shape), TensorType((outputs, 3, 3, shape[3])), out)]
-    tiling = choose_winograd(node, operands[:2], operands[2:], find_target(target))
-    return 0 if tiling is None else tiling.f.m
+    choice = choose_winograd(node, operands[:2], operands[2:], find_target(target))
+    return 0 if choice is None else choice.m
 
 
 def test_it_is_chosen_where_multiplications_dominate_and_defined_only_there() -> None:

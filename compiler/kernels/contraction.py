@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cortado.compiler.graph import Node
+from cortado.compiler.kernels.choice import Direct
 from cortado.compiler.kernels.driver import Contraction, GroupAxis, contraction_driver
 from cortado.compiler.kernels.epilogue import Epilogue
 from cortado.compiler.kernels.geometry import Geometry
@@ -41,16 +42,17 @@ def lower_contraction(
     outputs: int,
     epilogue: Epilogue,
     target: Target,
+    direct: Direct | None = None,
 ) -> list[KernelCall]:
     """The kernel calls of a layer that is a contraction: perhaps one that packs weights known only at run time, then the layer's.
 
-    outputs: channels of one group of out.
+    outputs: channels of one group of out. direct: the register block and cuts; None for the cost model's.
     """
     scalar = SCALAR_OF[out.type.dtype]
     core = core_of(target, scalar)
-    panels = choose_panels(core, outputs, geometry.width.outputs, geometry.depth_of_sum)
+    panels = choose_panels(core, outputs, geometry.width.outputs, geometry.depth_of_sum, direct)
     count = math.prod(axis.count for axis in groups)
-    partition = choose_partition(core, geometry, panels, count, weights.filters is not None)
+    partition = choose_partition(core, geometry, panels, count, weights.filters is not None, direct)
     layer = Contraction(scalar, geometry, groups, panels, partition, epilogue.kind)
     kernel = contraction_driver(f"{family}_{scalar}", layer, core, target, tile_kernel)
     calls, packed = _packed_weights(weights, layer, epilogue, target)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from cortado.compiler.graph import Node
+from cortado.compiler.kernels.choice import Depthwise, Direct
 from cortado.compiler.kernels.contraction import known_weights, lower_contraction
 from cortado.compiler.kernels.depthwise import lower_depthwise, serves_depthwise
 from cortado.compiler.kernels.driver import GroupAxis
@@ -16,23 +17,37 @@ from cortado.compiler.program import KernelCall, Operand, Ref
 from cortado.compiler.target import Target
 
 
-def lower_conv(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
-    """x[N,*S,C], w[O,*K,C/group], then the epilogue's inputs -> out[N,*OS,O]; float32 or float64, 1 to 3 spatial axes."""
+def lower_conv(
+    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Direct | Depthwise | None = None
+) -> list[KernelCall]:
+    """x[N,*S,C], w[O,*K,C/group], then the epilogue's inputs -> out[N,*OS,O]; float32 or float64, 1 to 3 spatial axes.
+
+    choice: how to cut it; None for the cost model's. Raises ValueError for one of another kind.
+    """
     out = outs[0]
     if out.type.size == 0:
         return []
     epilogue = parse_epilogue(node.attrs["epilogue"], 2)
     if serves_depthwise(node, epilogue):
-        return lower_depthwise(node, ins, outs, epilogue, target)
-    x, w = ins[:2]
-    group = node.attrs["group"]
-    inside, outputs = x.shape[-1] // group, out.shape[-1] // group
-    beside = None if epilogue.residual is None else ins[epilogue.residual]
-    geometry = conv_geometry(x, out, beside, w.shape[1:-1], inside, node.attrs)
-    groups = (GroupAxis(group, inside, 1, outputs, outputs),) if group > 1 else ()
+        if isinstance(choice, Direct):
+            raise ValueError("it is depthwise")
+        return lower_depthwise(node, ins, outs, epilogue, target, choice)
+    if isinstance(choice, Depthwise):
+        raise ValueError("it is not depthwise")
+    w, group = ins[1], node.attrs["group"]
+    geometry, groups, outputs = conv_problem(node, ins, outs)
     source = WeightSource(((group, outputs * w.strides[0]),), w.strides[0], _filter_terms(w, geometry), epilogue.bias is not None)
     weights = known_weights(node, epilogue, group, source)
-    return lower_contraction("conv", Ref("input", 0), weights, out, geometry, groups, outputs, epilogue, target)
+    return lower_contraction("conv", Ref("input", 0), weights, out, geometry, groups, outputs, epilogue, target, choice)
+
+
+def conv_problem(node: Node, ins: Sequence[Operand], outs: Sequence[Operand]) -> tuple[Geometry, tuple[GroupAxis, ...], int]:
+    """The convolution as a contraction: geometry, groups, and output channels of a group."""
+    group, residual = node.attrs["group"], parse_epilogue(node.attrs["epilogue"], 2).residual
+    inside, outputs = ins[0].shape[-1] // group, outs[0].shape[-1] // group
+    beside = None if residual is None else ins[residual]
+    geometry = conv_geometry(ins[0], outs[0], beside, ins[1].shape[1:-1], inside, node.attrs)
+    return geometry, (GroupAxis(group, inside, 1, outputs, outputs),) if group > 1 else (), outputs
 
 
 def _filter_terms(w: Operand, geometry: Geometry) -> tuple[tuple[int, int], ...]:

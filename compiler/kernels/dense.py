@@ -10,10 +10,11 @@ import numpy as np
 
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.graph import Node
+from cortado.compiler.kernels.choice import Direct
 from cortado.compiler.kernels.contraction import Weights, known_weights, lower_contraction
 from cortado.compiler.kernels.driver import GroupAxis
 from cortado.compiler.kernels.epilogue import Epilogue, parse_epilogue
-from cortado.compiler.kernels.geometry import rows_geometry
+from cortado.compiler.kernels.geometry import Geometry, rows_geometry
 from cortado.compiler.kernels.packing import WeightSource
 from cortado.compiler.lang import INDEX, SCALAR_OF, Kernel, Type
 from cortado.compiler.program import KernelCall, Operand, Ref
@@ -21,19 +22,27 @@ from cortado.compiler.target import Target
 from cortado.compiler.types import TensorType
 
 
-def lower_fc(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
-    """x[...,K], w[O,K], then the epilogue's inputs -> out[...,O]; float32 or float64."""
-    x, w, out = ins[0], ins[1], outs[0]
+def lower_fc(
+    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, direct: Direct | None = None
+) -> list[KernelCall]:
+    """x[...,K], w[O,K], then the epilogue's inputs -> out[...,O]; float32 or float64. direct: as for `lower_contraction`."""
+    w, out = ins[1], outs[0]
     if out.type.size == 0:
         return []
     epilogue = parse_epilogue(node.attrs["epilogue"], 2)
-    outputs, depth = w.shape
-    beside = None if epilogue.residual is None else ins[epilogue.residual]
-    geometry, apart = rows_geometry(x, out, beside, depth)
-    groups = tuple(GroupAxis(axis.outputs, axis.in_stride, 0, axis.out_stride, axis.residual_stride) for axis in apart)
-    source = WeightSource((), w.strides[0], ((depth, w.strides[1]),), epilogue.bias is not None)
+    geometry, groups, outputs = fc_problem(node, ins, outs)
+    source = WeightSource((), w.strides[0], ((w.shape[1], w.strides[1]),), epilogue.bias is not None)
     weights = known_weights(node, epilogue, 1, source)
-    return lower_contraction("fc", Ref("input", 0), weights, out, geometry, groups, outputs, epilogue, target)
+    return lower_contraction("fc", Ref("input", 0), weights, out, geometry, groups, outputs, epilogue, target, direct)
+
+
+def fc_problem(node: Node, ins: Sequence[Operand], outs: Sequence[Operand]) -> tuple[Geometry, tuple[GroupAxis, ...], int]:
+    """The layer as a contraction: geometry, groups (rows that strides keep apart), and output channels."""
+    outputs, depth = ins[1].shape
+    residual = parse_epilogue(node.attrs["epilogue"], 2).residual
+    geometry, apart = rows_geometry(ins[0], outs[0], None if residual is None else ins[residual], depth)
+    groups = tuple(GroupAxis(axis.outputs, axis.in_stride, 0, axis.out_stride, axis.residual_stride) for axis in apart)
+    return geometry, groups, outputs
 
 
 def lower_batch_matmul(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from cortado.compiler.builder import KernelBuilder, Number, Val
 from cortado.compiler.graph import Node
+from cortado.compiler.kernels.choice import Depthwise
 from cortado.compiler.kernels.depthwise_block import BlockSpec, block_kernel
 from cortado.compiler.kernels.epilogue import Epilogue, EpilogueKind
 from cortado.compiler.kernels.geometry import Geometry, Segment, conv_geometry, segments
@@ -23,6 +24,7 @@ from cortado.compiler.lang import INDEX, SCALAR_OF, Kernel
 from cortado.compiler.program import KernelCall, Operand, Ref
 from cortado.compiler.target import Target
 
+MOST_PIXELS = 8  # of a block
 MOST_OUTPUTS = 4  # per channel; with more, the outputs of one channel are vectors of a grouped convolution
 
 LINE = 64  # bytes of a cache line
@@ -37,17 +39,21 @@ def serves_depthwise(node: Node, epilogue: Epilogue) -> bool:
 
 
 def lower_depthwise(
-    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], epilogue: Epilogue, target: Target
+    node: Node,
+    ins: Sequence[Operand],
+    outs: Sequence[Operand],
+    epilogue: Epilogue,
+    target: Target,
+    choice: Depthwise | None = None,
 ) -> list[KernelCall]:
-    """x[N,*S,C], w[C*multiplier,*K,1] and the epilogue's inputs -> out[N,*OS,C*multiplier]."""
+    """x[N,*S,C], w[C*multiplier,*K,1] and the epilogue's inputs -> out[N,*OS,C*multiplier]. choice: None for the cost model's."""
     x, w, out = ins[0], ins[1], outs[0]
     scalar, channels = SCALAR_OF[out.type.dtype], x.shape[-1]
     core, multiplier = core_of(target, scalar), out.shape[-1] // channels
     beside = None if epilogue.residual is None else ins[epilogue.residual]
     geometry = conv_geometry(x, out, beside, w.shape[1:-1], 1, node.attrs)
-    layer = Layer(
-        scalar, geometry, channels, multiplier, epilogue.kind, core.lanes, *choose_cuts(core, geometry, channels, multiplier)
-    )
+    cuts = choose_cuts(core, geometry, channels, multiplier, choice)
+    layer = Layer(scalar, geometry, channels, multiplier, epilogue.kind, core.lanes, *cuts)
     filters, bias = node.inputs[1].constant, None if epilogue.bias is None else node.inputs[epilogue.bias].constant
     assert filters is not None
     packed = Ref("weights", array=pack_steps(filters, None if bias is None else bias[:, None], layer))
@@ -93,25 +99,43 @@ class Layer:
         return -(-self.units // self.unit_block)
 
 
-def choose_cuts(core: Core, geometry: Geometry, channels: int, multiplier: int) -> tuple[int, int, int, int]:
-    """vectors, pixels, row_parts and unit_block of a layer, by a cost model of the core."""
+def choose_cuts(
+    core: Core, geometry: Geometry, channels: int, multiplier: int, choice: Depthwise | None = None
+) -> tuple[int, int, int, int]:
+    """vectors, pixels, row_parts and unit_block of a layer, by a cost model of the core. choice: the first two, where they are chosen."""
     width = geometry.width
-    best: tuple[float, int, int] | None = None
-    for vectors in (2, 1):
-        if vectors * core.lanes > max(channels, core.lanes):
-            continue
-        for pixels in range(min(8, width.outputs), 0, -1):
-            held = min(width.taps, 3) * multiplier + 1 + (0 if core.fused else 1)
-            if pixels > 1 and pixels * vectors * multiplier + held > core.registers:
-                continue
-            cycles = _row_cycles(core, geometry, channels, multiplier, vectors, pixels)
+    if choice is None:
+        best: tuple[float, Depthwise] | None = None
+        for cycles, possible in block_choices(core, geometry, channels, multiplier):
             if best is None or cycles < 0.99 * best[0]:
-                best = (cycles, vectors, pixels)
-    assert best is not None, "one pixel and one vector always fit"
-    _, vectors, pixels = best
+                best = (cycles, possible)
+        assert best is not None, "one pixel and one vector always fit"
+        choice = best[1]
+    elif not _block_fits(core, geometry, multiplier, choice.vectors, choice.pixels):
+        raise ValueError(f"blocks of {choice.pixels} pixels by {choice.vectors} vectors are too large")
+    vectors, pixels = choice.vectors, choice.pixels
     wanted = max(1, min(48, geometry.rows * width.outputs * channels * multiplier * geometry.depth_of_sum // 100_000))
     row_parts = max(1, min(-(-width.outputs // pixels) // 2, -(-wanted // geometry.rows)))
     return vectors, pixels, row_parts, max(1, geometry.rows * row_parts // wanted)
+
+
+def block_choices(core: Core, geometry: Geometry, channels: int, multiplier: int) -> list[tuple[float, Depthwise]]:
+    """Every block that fits, with its cycles by the cost model, the largest first."""
+    found = []
+    for vectors in (2, 1):
+        if vectors * core.lanes > max(channels, core.lanes):
+            continue
+        for pixels in range(min(MOST_PIXELS, geometry.width.outputs), 0, -1):
+            if _block_fits(core, geometry, multiplier, vectors, pixels):
+                cycles = _row_cycles(core, geometry, channels, multiplier, vectors, pixels)
+                found.append((cycles, Depthwise(vectors, pixels)))
+    return found
+
+
+def _block_fits(core: Core, geometry: Geometry, multiplier: int, vectors: int, pixels: int) -> bool:
+    held = min(geometry.width.taps, 3) * multiplier + 1 + (0 if core.fused else 1)
+    fits = pixels == 1 or pixels * vectors * multiplier + held <= core.registers
+    return fits and pixels <= MOST_PIXELS and vectors <= core.registers
 
 
 def _row_cycles(core: Core, geometry: Geometry, channels: int, multiplier: int, vectors: int, pixels: int) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.boxes import lower_bbox_transform, lower_image_splits
+from cortado.compiler.kernels.choice import Choice, Direct, Winograd
 from cortado.compiler.kernels.compact import lower_distribute, lower_join_rows, lower_top_rows
 from cortado.compiler.kernels.conv import lower_conv
 from cortado.compiler.kernels.conv_transpose import lower_conv_transpose
@@ -28,23 +30,55 @@ from cortado.compiler.kernels.roi import lower_heatmap_keypoint, lower_roi_align
 from cortado.compiler.kernels.segment import lower_segment_reduce
 from cortado.compiler.kernels.select import lower_arg, lower_top_k
 from cortado.compiler.kernels.softmax import lower_softmax
-from cortado.compiler.kernels.winograd import choose_winograd, lower_winograd
+from cortado.compiler.kernels.winograd import choose_winograd, lower_winograd, serves_winograd
 from cortado.compiler.ops.elementwise import ELEMENTWISE
 from cortado.compiler.program import KernelCall, Operand
 from cortado.compiler.target import Target
+from cortado.compiler.tuning import Tuning
+from cortado.errors import OptionError
 
 Lowering = Callable[[Node, Sequence[Operand], Sequence[Operand], Target], list[KernelCall]]
 
 
-def lower_conv_fastest(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
-    """A convolution by Winograd's filtering where that is clearly faster, else directly."""
-    tiling = choose_winograd(node, ins, outs, target)
-    return lower_conv(node, ins, outs, target) if tiling is None else lower_winograd(node, ins, outs, tiling, target)
+Chooser = Callable[[Node, Sequence[Operand], Sequence[Operand]], Choice | None]
 
 
-def lowerings(optimize_for: str) -> Mapping[str, Lowering]:
+def lower_chosen(
+    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice | None
+) -> list[KernelCall]:
+    """A conv or fc in the way that was chosen, or in the cost model's where choice is None. Raises ValueError for what cannot be."""
+    if isinstance(choice, Winograd):
+        if not serves_winograd(node, ins, outs, target):
+            raise ValueError("it cannot be done by Winograd's filtering")
+        return lower_winograd(node, ins, outs, choice, target)
+    if node.op == "conv":
+        return lower_conv(node, ins, outs, target, choice)
+    if choice is not None and not isinstance(choice, Direct):
+        raise ValueError(f"{node.op} is always direct")
+    return lower_fc(node, ins, outs, target, choice)
+
+
+def lower_fastest(
+    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, larger: bool, tuning: Tuning | None
+) -> list[KernelCall]:
+    """A conv or fc as the table of measurements says, else by the cost model: where `larger`, perhaps by Winograd's filtering."""
+    choice = tuning.choice(node, ins, outs) if tuning is not None else None
+    if isinstance(choice, Winograd) and not larger:
+        choice = None
+    if choice is not None:
+        try:
+            return lower_chosen(node, ins, outs, target, choice)
+        except ValueError as error:
+            assert tuning is not None
+            raise OptionError(f"{tuning.name} does not fit {node.op} {node.name}: {error}; measure it anew") from error
+    chosen = choose_winograd(node, ins, outs, target) if larger and node.op == "conv" else None
+    return lower_chosen(node, ins, outs, target, chosen)
+
+
+def lowerings(optimize_for: str, tuning: Tuning | None = None) -> Mapping[str, Lowering]:
     """By operator, for a goal of `CompileOptions`: larger weights and buffers are worth it for "speed" only."""
-    return {**LOWERINGS, "conv": lower_conv_fastest} if optimize_for == "speed" else LOWERINGS
+    fastest = partial(lower_fastest, larger=optimize_for == "speed", tuning=tuning)
+    return {**LOWERINGS, "conv": fastest, "fc": fastest}
 
 
 LOWERINGS: Mapping[str, Lowering] = {

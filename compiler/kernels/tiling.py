@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cortado.compiler.kernels.choice import Direct
 from cortado.compiler.kernels.geometry import Geometry, Segment, balanced
 from cortado.compiler.lang import BYTES, PTR, Type
 from cortado.compiler.target import Target
@@ -120,42 +121,80 @@ class Panels:
         return (self.bodies * self.vectors + self.last - 1) * self.lanes + self.tail
 
 
-def choose_panels(core: Core, outputs: int, pixels: int, depth: int) -> Panels:
-    """The register block with the fewest cycles for rows of `pixels` pixels, `outputs` channels and sums of `depth` terms."""
-    total = -(-outputs // core.lanes)
-    tail = outputs - (total - 1) * core.lanes
+def choose_panels(core: Core, outputs: int, pixels: int, depth: int, direct: Direct | None = None) -> Panels:
+    """The register block with the fewest cycles for rows of `pixels` pixels, `outputs` channels and sums of `depth` terms.
+
+    direct: it is chosen already. Raises ValueError where it has more rows or vectors than the core.
+    """
+    if direct is not None:
+        if not core.fits(1, direct.vectors) or max(direct.rows, direct.last_rows) > core.rows:
+            raise ValueError(f"tiles of {direct.rows} or {direct.last_rows} rows by {direct.vectors} vectors are too large")
+        return _panels(core, outputs, direct.vectors, direct.rows, direct.last_rows)
     best: tuple[float, Panels] | None = None
-    for vectors in range(total, 0, -1):
+    for vectors in range(-(-outputs // core.lanes), 0, -1):
         if not core.fits(1, vectors):
             continue
-        bodies, last = divmod(total, vectors)
-        if not last and tail < core.lanes:
-            bodies, last = bodies - 1, vectors
-        cycles, rows = _row_cycles(core, vectors, pixels, depth) if bodies else (0.0, 0)
-        more, last_rows = _row_cycles(core, last, pixels, depth) if last else (0.0, 0)
-        two_kinds = 1.03 if bodies and last else 1.0  # twice the code, and a chunk that is not like the others
-        found = (two_kinds * (bodies * cycles + more), Panels(core.lanes, vectors, bodies, last, tail, rows, last_rows))
-        if best is None or found[0] < 0.995 * best[0]:
-            best = found
+        rows = _best_height(core, vectors, pixels, depth)[1]
+        last = _panels(core, outputs, vectors, rows, 0).last
+        panels = _panels(core, outputs, vectors, rows, _best_height(core, last, pixels, depth)[1] if last else 0)
+        cycles = panel_cycles(core, panels, pixels, depth)
+        if best is None or cycles < 0.995 * best[0]:
+            best = (cycles, panels)
     assert best is not None, "a target without registers"
     return best[1]
 
 
-def _row_cycles(core: Core, vectors: int, pixels: int, depth: int) -> tuple[float, int]:
+def panel_choices(core: Core, outputs: int, pixels: int, depth: int) -> list[tuple[float, Direct]]:
+    """Every register block that fits, with its cycles by the cost model, fewest first."""
+    found: dict[Direct, float] = {}
+    for vectors in range(-(-outputs // core.lanes), 0, -1):
+        for rows in _heights(core, vectors, pixels):
+            last = _panels(core, outputs, vectors, rows, 0).last
+            last_rows = _best_height(core, last, pixels, depth)[1] if last not in (0, vectors) else rows
+            panels = _panels(core, outputs, vectors, rows, last_rows)
+            found[Direct(vectors, rows, last_rows)] = panel_cycles(core, panels, pixels, depth)
+    return sorted(((cycles, direct) for direct, cycles in found.items()), key=lambda entry: entry[0])
+
+
+def _panels(core: Core, outputs: int, vectors: int, rows: int, last_rows: int) -> Panels:
+    total = -(-outputs // core.lanes)
+    tail = outputs - (total - 1) * core.lanes
+    bodies, last = divmod(total, min(vectors, total))
+    if not last and tail < core.lanes:
+        bodies, last = bodies - 1, min(vectors, total)
+    return Panels(core.lanes, min(vectors, total), bodies, last, tail, rows if bodies else 0, last_rows if last else 0)
+
+
+def panel_cycles(core: Core, panels: Panels, pixels: int, depth: int) -> float:
+    """Cycles of all panels of a row of pixels."""
+    cycles = panels.bodies * _height_cycles(core, panels.vectors, pixels, depth, panels.rows) if panels.bodies else 0.0
+    if panels.last:
+        cycles += _height_cycles(core, panels.last, pixels, depth, panels.last_rows)
+    return cycles * (1.03 if panels.bodies and panels.last else 1.0)  # twice the code, and a chunk that is not like the others
+
+
+def _heights(core: Core, vectors: int, pixels: int) -> list[int]:
+    """The largest number of pixels in a tile, for every different way to cut a row into tiles that fit."""
+    possible = [most for most in range(min(core.rows, pixels), 0, -1) if core.fits(most, vectors)]
+    return [most for most in possible if balanced(pixels, most)[0] == most]
+
+
+def _best_height(core: Core, vectors: int, pixels: int, depth: int) -> tuple[float, int]:
     """Cycles of a row of tiles of the best height, and that height."""
     best: tuple[float, int] | None = None
-    for most in range(min(core.rows, pixels), 0, -1):
-        if not core.fits(most, vectors):
-            continue
-        parts = -(-pixels // most)
-        size, larger = divmod(pixels, parts)
-        cycles = larger * core.tile_cycles(size + 1, vectors, depth) + (parts - larger) * core.tile_cycles(
-            max(size, 1), vectors, depth
-        )
+    for most in _heights(core, vectors, pixels):
+        cycles = _height_cycles(core, vectors, pixels, depth, most)
         if best is None or cycles < 0.995 * best[0]:
             best = (cycles, most)
     assert best is not None, "one row always fits"
     return best
+
+
+def _height_cycles(core: Core, vectors: int, pixels: int, depth: int, most: int) -> float:
+    parts = -(-pixels // most)
+    size, larger = divmod(pixels, parts)
+    cycles = (parts - larger) * core.tile_cycles(size, vectors, depth)
+    return cycles + larger * core.tile_cycles(size + 1, vectors, depth) if larger else cycles
 
 
 def choose_unroll(core: Core, work: int, splits: int, runs: Sequence[int]) -> tuple[int, bool]:
@@ -199,11 +238,14 @@ class Partition:
         return self.blocks * self.chunks
 
 
-def choose_partition(core: Core, geometry: Geometry, panels: Panels, groups: int, packable: bool) -> Partition:
+def choose_partition(
+    core: Core, geometry: Geometry, panels: Panels, groups: int, packable: bool, direct: Direct | None = None
+) -> Partition:
     """Blocks of pixels whose input stays in the second cache level while all panels pass over it, in enough tasks for eight threads.
 
-    packable: the weights are packed while compiling, so that they may be in parts of k.
+    packable: the weights are packed while compiling, so that they may be in parts of k. direct: what of it is chosen already.
     """
+    k_parts, chosen_blocks, chosen_ahead = (direct.k_parts, direct.blocks, direct.ahead) if direct is not None else (None,) * 3
     width = geometry.width
     depth = geometry.depth_of_sum
     macs = geometry.rows * width.outputs * panels.outputs * groups * depth
@@ -214,7 +256,7 @@ def choose_partition(core: Core, geometry: Geometry, panels: Panels, groups: int
     room = core.second_level // (2 if heavy else 4)
     several = panels.bodies + (panels.last > 0) > 1
     resident = max(1, -(-geometry.rows * row_bytes // room)) if several else 1
-    blocks = resident if heavy else max(resident, wanted)
+    blocks = chosen_blocks or (resident if heavy else max(resident, wanted))
     body_panels, last_panels = groups * panels.bodies, groups * (panels.last > 0)
     most_tiles = len(balanced(width.outputs, max(panels.rows, panels.last_rows)))
     chunks = max(1, min(body_panels or last_panels, -(-wanted // min(blocks, geometry.rows * most_tiles))))
@@ -227,10 +269,12 @@ def choose_partition(core: Core, geometry: Geometry, panels: Panels, groups: int
     panel_bytes = depth * panels.vectors * panels.lanes * core.element
     swept = packable and units * most_tiles >= 4 and panel_bytes > core.panel_room
     parts = -(-panel_bytes // (core.second_level // 2)) if swept else 1
+    parts = min(k_parts, geometry.channels) if k_parts is not None and packable else parts
     k_part = min(geometry.channels, -(-geometry.channels // parts // 4) * 4)
     # Weights that come from far are waited for by the first tiles of each panel, unless the tiles of the panel before ask for them.
     sweeps = min(unit_block, units) * most_tiles // row_parts
     ahead = core.prefetch and heavy and 2 <= sweeps <= MOST_SWEEPS and panel_bytes // parts <= core.second_level // 8
+    ahead = ahead if chosen_ahead is None else chosen_ahead and core.prefetch
     return Partition(row_parts, units, unit_block, chunks, body_chunk, -(-last_panels // chunks), k_part, ahead)
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 from cortado.compiler.builder import KernelBuilder, Number, Val
 from cortado.compiler.graph import Node
+from cortado.compiler.kernels.choice import Winograd
 from cortado.compiler.kernels.contraction import Weights, lower_contraction
 from cortado.compiler.kernels.driver import GroupAxis
 from cortado.compiler.kernels.epilogue import Epilogue, parse_epilogue
-from cortado.compiler.kernels.geometry import rows_geometry
+from cortado.compiler.kernels.geometry import Geometry, rows_geometry
 from cortado.compiler.kernels.packing import WeightSource
 from cortado.compiler.kernels.tiling import Core, core_of
 from cortado.compiler.kernels.winograd_algebra import POINTS, TAPS, Filtering, filtering
@@ -61,35 +62,48 @@ class Tiling:
         return plain + LINE if plain % (64 * LINE) == 0 else plain
 
 
-def choose_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> Tiling | None:
-    """The tiles with which Winograd is clearly faster than multiplying directly, or None: also where it is not defined."""
+def serves_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> bool:
+    """Whether the convolution can be done so: 3x3 of stride 1 without groups, known weights, whole vectors of channels."""
     x, w = ins[0], node.inputs[1].constant
     lanes = target.lanes("f32")
     attrs = node.attrs
     plain = w is not None and w.ndim == 4 and w.shape[1:3] == (TAPS, TAPS) and attrs["group"] == 1
     if not plain or w is None or lanes == 1 or x.type.dtype != "float32" or outs[0].type.size == 0:
-        return None
+        return False
     if (
         set(attrs["strides"]) | set(attrs["dilations"]) != {1}
         or w.shape[0] % lanes
         or w.shape[3] % lanes
         or min(attrs["pads_begin"]) < 0
     ):
-        return None
-    if any(entry[0] == "bias" and node.inputs[2].constant is None for entry in attrs["epilogue"]):
+        return False
+    return not any(entry[0] == "bias" and node.inputs[2].constant is None for entry in attrs["epilogue"])
+
+
+def tiling_of(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], m: int) -> Tiling:
+    """The tiles of F(m, 3). Raises ValueError where there is no such filtering."""
+    if m not in POINTS:
+        raise ValueError(f"F({m}) is not one of {', '.join(f'F({known})' for known in POINTS)}")
+    images, out_height, out_width = outs[0].shape[:3]
+    before = tuple(node.attrs["pads_begin"])
+    return Tiling(filtering(m), images, ins[0].shape[1], ins[0].shape[2], out_height, out_width, before)
+
+
+def choose_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> Winograd | None:
+    """With which tiles Winograd is clearly faster than multiplying directly, or None: also where it cannot be done."""
+    if not serves_winograd(node, ins, outs, target):
         return None
     core = core_of(target, "f32")
-    outputs, channels = w.shape[0], w.shape[3]
-    images, out_height, out_width = outs[0].shape[:3]
-    direct = _product_cycles(core, images * out_height * out_width, TAPS * TAPS * channels, outputs, 1)
-    best: tuple[float, Tiling] | None = None
+    outputs, channels = outs[0].shape[-1], ins[0].shape[-1]
+    direct = _product_cycles(core, math.prod(outs[0].shape[:3]), TAPS * TAPS * channels, outputs, 1)
+    best: tuple[float, Winograd] | None = None
     for m in POINTS:
-        tiling = Tiling(filtering(m), images, x.shape[1], x.shape[2], out_height, out_width, tuple(attrs["pads_begin"]))
+        tiling = tiling_of(node, ins, outs, m)
         products = tiling.f.size**2
         cycles = _product_cycles(core, tiling.tiles, channels, outputs, products)
-        cycles += tiling.tiles * products * (TRANSFORM_INPUT * channels + TRANSFORM_OUTPUT * outputs) / lanes
+        cycles += tiling.tiles * products * (TRANSFORM_INPUT * channels + TRANSFORM_OUTPUT * outputs) / core.lanes
         if cycles < GAIN * direct and (best is None or cycles < best[0]):
-            best = (cycles, tiling)
+            best = (cycles, Winograd(m))
     return None if best is None else best[1]
 
 
@@ -101,22 +115,31 @@ def _product_cycles(core: Core, pixels: int, depth: int, outputs: int, products:
     return max(compute, weights / STREAM if weights > core.second_level // 2 else 0.0)
 
 
+def product_problem(tiling: Tiling, outputs: int, channels: int) -> tuple[Geometry, tuple[GroupAxis, ...], int]:
+    """The matrix products of all points as one contraction: geometry, groups, and output channels."""
+    tiles = tiling.tiles
+    geometry, _ = rows_geometry(_matrix(tiles, channels), _matrix(tiles, outputs), None, channels)
+    return geometry, (GroupAxis(tiling.f.size**2, tiling.stride(channels), 1, tiling.stride(outputs), 0),), outputs
+
+
 def lower_winograd(
-    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], tiling: Tiling, target: Target
+    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], choice: Winograd, target: Target
 ) -> list[KernelCall]:
-    """x[N,H,W,C], constant w[O,3,3,C], then the epilogue's inputs -> out[N,OH,OW,O]; float32. tiling: from `choose_winograd`."""
+    """x[N,H,W,C], constant w[O,3,3,C], then the epilogue's inputs -> out[N,OH,OW,O]; float32, where `serves_winograd`."""
+    tiling = tiling_of(node, ins, outs, choice.m)
     w = node.inputs[1].constant
     assert w is not None
     epilogue = parse_epilogue(node.attrs["epilogue"], 2)
     outputs, channels = w.shape[0], w.shape[3]
     products, tiles = tiling.f.size**2, tiling.tiles
     v_stride, m_stride = tiling.stride(channels), tiling.stride(outputs)
+    geometry, groups, _ = product_problem(tiling, outputs, channels)
     v, m = Ref("scratch", nbytes=products * v_stride * 4), Ref("scratch", nbytes=products * m_stride * 4)
-    geometry, _ = rows_geometry(_matrix(tiles, channels), _matrix(tiles, outputs), None, channels)
-    groups = (GroupAxis(products, v_stride, 1, m_stride, 0),)
     source = WeightSource(((products, outputs * channels),), channels, ((channels, 1),), False)
     weights = Weights(source, tiling.f.filters(w), None)
-    multiply = lower_contraction("winograd", v, weights, _matrix(tiles, outputs), geometry, groups, outputs, Epilogue(), target)
+    multiply = lower_contraction(
+        "winograd", v, weights, _matrix(tiles, outputs), geometry, groups, outputs, Epilogue(), target, choice.products
+    )
     multiply = [replace(call, refs=tuple(m if ref.kind == "output" else ref for ref in call.refs)) for call in multiply]
     bias = [] if epilogue.bias is None else [Ref("weights", array=node.inputs[epilogue.bias].constant)]
     residual = [] if epilogue.residual is None else [Ref("input", epilogue.residual)]

@@ -1,0 +1,91 @@
+"""The choices that are worth measuring for a node, and those near one of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cortado.compiler.graph import Node
+from cortado.compiler.kernels.choice import Choice, Depthwise, Direct, Winograd
+from cortado.compiler.kernels.conv import conv_problem
+from cortado.compiler.kernels.dense import fc_problem
+from cortado.compiler.kernels.depthwise import block_choices, choose_cuts, serves_depthwise
+from cortado.compiler.kernels.driver import GroupAxis
+from cortado.compiler.kernels.epilogue import parse_epilogue
+from cortado.compiler.kernels.geometry import Geometry
+from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition, core_of, panel_choices
+from cortado.compiler.kernels.winograd import choose_winograd, product_problem, serves_winograd, tiling_of
+from cortado.compiler.kernels.winograd_algebra import POINTS
+from cortado.compiler.lang import SCALAR_OF
+from cortado.compiler.program import Operand
+from cortado.compiler.target import Target
+
+Problem = tuple[Geometry, tuple[GroupAxis, ...], int]  # geometry, groups, and output channels of a group
+SLOWEST = 1.7  # times the cost model's best: what it finds slower than that is not measured
+
+
+def candidates(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, most: int) -> list[Choice]:
+    """At most about `most` choices for a node, the cost model's own first; none for operators without a choice."""
+    if outs[0].type.size == 0 or node.op not in ("conv", "fc") or node.inputs[1].constant is None:
+        return []
+    core = core_of(target, SCALAR_OF[outs[0].type.dtype])
+    if node.op == "conv" and serves_depthwise(node, parse_epilogue(node.attrs["epilogue"], 2)):
+        return list(_blocks(node, ins, outs, core, most))
+    chosen = choose_winograd(node, ins, outs, target) if node.op == "conv" else None
+    found: list[Choice] = [] if chosen is None else [chosen]
+    found += _tiles(core, _problem(node, ins, outs), most)
+    if node.op == "conv" and serves_winograd(node, ins, outs, target):
+        for m in POINTS:
+            problem = product_problem(tiling_of(node, ins, outs, m), outs[0].shape[-1], ins[0].shape[-1])
+            found += [Winograd(m), *(Winograd(m, tiles) for tiles in _tiles(core, problem, max(1, most // 4)))]
+    return list(dict.fromkeys(found))
+
+
+def refinements(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice) -> list[Choice]:
+    """Other ways to cut the loops around the tiles of a choice."""
+    core = core_of(target, SCALAR_OF[outs[0].type.dtype])
+    if isinstance(choice, Direct):
+        return list(_cuts(core, _problem(node, ins, outs), choice))
+    if isinstance(choice, Winograd):
+        problem = product_problem(tiling_of(node, ins, outs, choice.m), outs[0].shape[-1], ins[0].shape[-1])
+        products = choice.products or _tiles(core, problem, 1)[0]
+        return [replace(choice, products=cut) for cut in _cuts(core, problem, products)]
+    return []
+
+
+def _problem(node: Node, ins: Sequence[Operand], outs: Sequence[Operand]) -> Problem:
+    return (conv_problem if node.op == "conv" else fc_problem)(node, ins, outs)
+
+
+def _tiles(core: Core, problem: Problem, most: int) -> list[Direct]:
+    """Register blocks, the one that the cost model chooses first."""
+    geometry, _, outputs = problem
+    pixels, depth = geometry.width.outputs, geometry.depth_of_sum
+    panels = choose_panels(core, outputs, pixels, depth)
+    best = Direct(panels.vectors, panels.rows or panels.last_rows, panels.last_rows or panels.rows)
+    ranked = panel_choices(core, outputs, pixels, depth)
+    others = [tiles for cycles, tiles in ranked if cycles <= SLOWEST * ranked[0][0]]
+    return [best, *(tiles for tiles in others if tiles != best)][:most]
+
+
+def _cuts(core: Core, problem: Problem, tiles: Direct) -> list[Direct]:
+    geometry, groups, outputs = problem
+    panels = choose_panels(core, outputs, geometry.width.outputs, geometry.depth_of_sum, tiles)
+    count = math.prod(axis.count for axis in groups)
+    plain = choose_partition(core, geometry, panels, count, True, tiles)
+    blocks = {max(1, plain.blocks * factor // 4) for factor in (1, 2, 8, 16)} | {1}
+    parts = -(-geometry.channels // plain.k_part)
+    k_parts = {k for k in (1, parts - 1, parts + 1, 2 * parts, 4) if 1 <= k <= max(1, geometry.channels // 32)}
+    found = [replace(tiles, blocks=number) for number in sorted(blocks - {plain.blocks})]
+    found += [replace(tiles, k_parts=number) for number in sorted(k_parts - {parts})]
+    return [*found, *([replace(tiles, ahead=not plain.ahead)] if core.prefetch else [])]
+
+
+def _blocks(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], core: Core, most: int) -> list[Depthwise]:
+    geometry = conv_problem(node, ins, outs)[0]
+    channels = ins[0].shape[-1]
+    multiplier = outs[0].shape[-1] // channels
+    best = Depthwise(*choose_cuts(core, geometry, channels, multiplier)[:2])
+    ranked = sorted(block_choices(core, geometry, channels, multiplier), key=lambda entry: entry[0])
+    return [best, *(block for _, block in ranked if block != best)][:most]

@@ -1,0 +1,40 @@
+"""What was measured to be the best choice for a kernel: a table that a compilation may be given, and the keys of its entries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cortado.compiler.graph import Node
+from cortado.compiler.kernels.choice import Choice
+from cortado.compiler.program import Operand
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """choices: by `kernel_key`, for one core. name: of the file, for messages. sha256: of the file."""
+
+    choices: Mapping[str, Choice]
+    name: str
+    sha256: str
+
+    def choice(self, node: Node, ins: Sequence[Operand], outs: Sequence[Operand]) -> Choice | None:
+        return self.choices.get(kernel_key(node, ins, outs))
+
+
+def kernel_key(node: Node, ins: Sequence[Operand], outs: Sequence[Operand]) -> str:
+    """Everything about a node that its kernels depend on, but for the values of its constants: two nodes with one key have one code."""
+    inputs = [_operand(operand) + "=" * (value.constant is not None) for operand, value in zip(ins, node.inputs, strict=True)]
+    attrs = [f"{name}={_attribute(value)}" for name, value in sorted(node.attrs.items())]
+    return " ".join([node.op, *inputs, "->", *map(_operand, outs), *attrs])
+
+
+def _operand(operand: Operand) -> str:
+    strides = "" if operand.contiguous else ":" + ",".join(map(str, operand.strides))
+    return f"{operand.type}{strides}"
+
+
+def _attribute(value: object) -> str:
+    if isinstance(value, tuple):
+        return "(" + ",".join(map(_attribute, value)) + ")"
+    return str(value)
