@@ -89,6 +89,8 @@ def _passed_on(node: Node, inputs: Sequence[Rows | None]) -> Rows | None:
     first, attrs = inputs[0], node.attrs
     if node.op in _BROADCASTING:
         return _aligned(node, inputs)
+    if node.op == "branch":
+        return inputs[1] if first is None and len(set(inputs[1:])) == 1 else None
     if node.op == "bbox_transform" or node.op == "heatmap_keypoint":
         return _agreed(inputs[:2]) if not any(inputs[2:]) else None
     if node.op in _BOXES:

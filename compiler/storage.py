@@ -1,7 +1,8 @@
 """Where every value lives: views of inputs, outputs, weights and of roots that the arena will hold. No offsets in the arena yet.
 
-A concat costs nothing where its inputs can be written straight into it, reshape and slice where strides can express them, an elementwise
-result (or a residual sum) where it may overwrite an operand that nothing reads any more. What cannot be a view is left to a copy step.
+A concat costs nothing where its inputs can be written straight into it, a branch where both sides can be written to one place, reshape
+and slice where strides can express them, an elementwise result (or a residual sum) where it may overwrite an operand that nothing reads
+any more. What cannot be a view is left to a copy step.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cortado.compiler.branches import taken
+from cortado.compiler.conditions import Conditions, conditions_of
 from cortado.compiler.graph import Graph, Node, Value
 from cortado.compiler.ops.elementwise import ELEMENTWISE
 from cortado.compiler.program import Operand, contiguous_strides
@@ -116,16 +119,17 @@ def overwritable_inputs(node: Node) -> tuple[int, ...]:
     return ()
 
 
-def assign_storage(graph: Graph, order: Sequence[Node]) -> Storage:
-    return _Assignment(graph, order).run()
+def assign_storage(graph: Graph, order: Sequence[Node], conditions: Conditions | None = None) -> Storage:
+    """conditions: of this graph in this order, where the caller has them."""
+    return _Assignment(graph, order, conditions or conditions_of(graph, order)).run()
 
 
 class _Assignment:
-    def __init__(self, graph: Graph, order: Sequence[Node]) -> None:
-        self.graph, self.order = graph, order
+    def __init__(self, graph: Graph, order: Sequence[Node], conditions: Conditions) -> None:
+        self.graph, self.order, self.guards = graph, order, conditions.guards
         self.storage = Storage()
         self.outputs = graph.output_values()
-        self.last_read = _last_reads(graph, order)
+        self.last_read = _last_reads(graph, order, conditions)
         self.wanted: dict[Value, tuple[Root | Value, int, tuple[int, ...]]] = {}
         self.residents: dict[Root, list[Value]] = {}
 
@@ -134,6 +138,8 @@ class _Assignment:
         for node in reversed(self.order):
             if node.op == "concat":
                 self._claim_concat(node)
+            elif node.op == "branch":
+                self._claim_branch(node)
         for position, node in enumerate(self.graph.inputs):
             root = Root(node.name, "input", node.types[0].nbytes, position)
             self._put(node.out(), Place(root, 0, contiguous_strides(node.types[0].shape)))
@@ -160,16 +166,23 @@ class _Assignment:
         strides = self.wanted[out][2] if out in self.wanted else contiguous_strides(out.shape)
         axis, start = node.attrs["axis"], 0
         for value in node.inputs:
-            offset, view, source = start * strides[axis], strides, value
+            source, view = _written_as(value, strides)
+            if self._free(source) and value not in self.outputs and self.guards[source.node] >= self.guards[node]:
+                self.wanted[source] = (out, start * strides[axis], view)
             start += value.shape[axis]
-            while source.node.op == "reshape" and source.type.size:
-                inner = reshape_strides(source.shape, view, source.node.inputs[0].shape)
-                if inner is None:
-                    break
-                view, source = inner, source.node.inputs[0]
-            free = source not in self.wanted and source.node.op not in ("input", "constant", "slice", "reshape")
-            if free and value not in self.outputs and source not in self.outputs:
-                self.wanted[source] = (out, offset, view)
+
+    def _claim_branch(self, node: Node) -> None:
+        """Both sides may be written to one place where each is computed for its own branch alone."""
+        out = node.out()
+        strides = self.wanted[out][2] if out in self.wanted else contiguous_strides(out.shape)
+        for position, value in enumerate(node.inputs[1:], 1):
+            source, view = _written_as(value, strides)
+            if self._free(source) and value not in self.outputs and taken(node, position) in self.guards[source.node]:
+                self.wanted[source] = (out, 0, view)
+
+    def _free(self, source: Value) -> bool:
+        movable = source.node.op not in ("input", "constant", "slice", "reshape")
+        return movable and source not in self.wanted and source not in self.outputs
 
     # --- placing, in step order ---
 
@@ -243,13 +256,25 @@ class _Assignment:
         return all(self.last_read.get(v, -1) <= step and v not in self.outputs for v in self.residents[root])
 
 
-def _last_reads(graph: Graph, order: Sequence[Node]) -> Mapping[Value, int]:
+def _written_as(value: Value, strides: tuple[int, ...]) -> tuple[Value, tuple[int, ...]]:
+    """The value behind reshapes, and the strides with which writing it writes `value` with these."""
+    while value.node.op == "reshape" and value.type.size:
+        inner = reshape_strides(value.shape, strides, value.node.inputs[0].shape)
+        if inner is None:
+            break
+        strides, value = inner, value.node.inputs[0]
+    return value, strides
+
+
+def _last_reads(graph: Graph, order: Sequence[Node], conditions: Conditions) -> Mapping[Value, int]:
     """The last step that reads a value, directly or through views of it (a copied output is read at the very end)."""
     last: dict[Value, int] = {value: len(order) for value in graph.output_values()}
+    last.update((count, len(order)) for count in map(conditions.rows, graph.output_values()) if count is not None)
     for step in range(len(order) - 1, -1, -1):
         node = order[step]
-        for value in node.inputs:
+        for value in (*node.inputs, *conditions.reads(node)):
             last[value] = max(last.get(value, -1), step)
-            if node.op in VIEWS or node.op == "concat":
+        for value in node.inputs:
+            if node.op in VIEWS or node.op in ("concat", "branch"):
                 last[value] = max(last[value], last.get(node.out(), step))
     return last

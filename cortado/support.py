@@ -10,7 +10,7 @@ from cortado.compiler.importers.vocabulary import graph_operators
 from cortado.compiler.kernels.table import LOWERINGS
 from cortado.compiler.ops import OPS
 
-VIEWS = frozenset({"reshape", "slice", "concat"})  # lowered as views or copies
+VIEWS = frozenset({"reshape", "slice", "concat", "branch"})  # lowered as views or copies
 REWRITTEN = frozenset({"batch_norm"})  # the optimizer leaves none
 
 

@@ -2,7 +2,7 @@
 
 A branch writes the blobs of the net around it. Before blobs are resolved, both branches are put in the place of the `If`, each writing blobs
 of its own, and for every blob that a branch writes one operator chooses between the branches' values. Branches have no effect but their
-blobs, so computing the other one changes nothing.
+blobs, so this means the same; what only the branch that is not taken needs is not computed (`compiler.branches`).
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class _Flattening:
 def _choose(call: Call) -> Results:
     """The condition, then's value, else's value; or the only one there is.
 
-    Where the condition asks whether a value has no rows and else's value has the rows of that very value, else's value is right in both
-    cases: without rows it is empty. What then puts in its place (often of another shape) is a placeholder.
+    Where the condition asks whether a value has no rows and else's value has the rows of that very value, there is nothing to choose if it
+    has none: else's value is empty then. What then puts in its place (often of another shape) is a placeholder.
     """
     call.dtype(BOOL, 0)
     condition = call.x
@@ -134,7 +134,7 @@ def _choose(call: Call) -> Results:
     if empty is not None and "else" in sides:
         rows = counts.of(sides["else"])
         if rows is not None and rows.axis == 0 and rows.count == empty:
-            return (sides["else"],)
+            return (call.node("branch", (condition, sides["else"]), {"when": (False,)}),)
     if only:
         raise UnsupportedError(f"'{call.operator.outputs[0]}' is written in the branch {only}_net only and has no value before")
     then, other = sides["then"], sides["else"]
@@ -146,8 +146,7 @@ def _choose(call: Call) -> Results:
         )
     if counts.of(then) != counts.of(other):
         raise UnsupportedError(f"the number of rows of '{call.operator.outputs[0]}' depends on the branch")
-    condition = call.reshaped(condition, (1,) * len(then.shape), "condition")
-    return (call.node("where", (condition, then, other)),)
+    return (call.node("branch", (call.reshaped(condition, (), "condition"), then, other), {"when": (True, False)}),)
 
 
 OPERATORS: Mapping[str, OpSpec] = MappingProxyType(

@@ -9,7 +9,9 @@ from typing import Any
 from cortado.compiler.graph import Node, Value
 from cortado.compiler.ops import (
     boxes,
+    branch,
     conv,
+    conv_chain,
     conv_transpose,
     elementwise,
     keep,
@@ -49,6 +51,7 @@ def merged(families: Iterable[Iterable[Op]]) -> Mapping[str, Op]:
 OPS: Mapping[str, Op] = merged(
     (
         conv.OPS,
+        conv_chain.OPS,
         conv_transpose.OPS,
         pool.OPS,
         quantized.OPS,
@@ -62,6 +65,7 @@ OPS: Mapping[str, Op] = merged(
         segment.OPS,
         select.OPS,
         keep.OPS,
+        branch.OPS,
         resize.OPS,
         boxes.OPS,
         rows.OPS,

@@ -130,6 +130,18 @@ def drop_broadcasts(node: Node, context: Context) -> Replacement | None:
     return rewritten(node.op, inputs, node.attrs, node, [node.inputs[at].node for at in needless])
 
 
+@rule("branch")
+def drop_decided_branches(node: Node, context: Context) -> Replacement | None:
+    """branch(known, x, y) -> the value that is chosen; branch(c, x, x) -> x."""
+    condition, *values = node.inputs
+    if len(values) == 2 and values[0] == values[1]:
+        return values[0]
+    if condition.constant is None:
+        return None
+    found = bool(condition.constant.reshape(()))
+    return next((value for wanted, value in zip(node.attrs["when"], values, strict=True) if wanted == found), None)
+
+
 RULES = (
     drop_neutral_operand,
     drop_no_change,
@@ -137,4 +149,5 @@ RULES = (
     drop_double_inverse,
     merge_clamps,
     drop_broadcasts,
+    drop_decided_branches,
 )
