@@ -30,17 +30,21 @@ from cortado.compiler.program import (
 )
 from cortado.compiler.storage import Place, Root, Storage, assign_storage, reshape_strides, same_place
 from cortado.compiler.target import Target
+from cortado.compiler.tuning import Tuning
 from cortado.compiler.types import TensorInfo, TensorType
 from cortado.errors import UnsupportedError
 
 
-def lower(graph: Graph, target: Target, optimize_for: str = "speed") -> Program:
-    """Order, storage, kernels, offsets, in this order. Raises UnsupportedError that names every node without a kernel."""
+def lower(graph: Graph, target: Target, optimize_for: str = "speed", tuning: Tuning | None = None) -> Program:
+    """Order, storage, kernels, offsets, in this order. tuning: measured choices, for this target.
+
+    Raises UnsupportedError that names every node without a kernel, OptionError where the tuning does not fit.
+    """
     order = graph.nodes()
     _require_lowerings(order)
     conditions = conditions_of(graph, order)
     storage = assign_storage(graph, order, conditions)
-    steps = _Steps(target, lowerings(optimize_for), conditions, storage)
+    steps = _Steps(target, lowerings(optimize_for, tuning), conditions, storage)
     for node in order:
         _lower_node(node, storage, steps)
     for position in storage.copied_outputs:
@@ -50,6 +54,15 @@ def lower(graph: Graph, target: Target, optimize_for: str = "speed") -> Program:
     program = steps.program(graph)
     verify_plan(program)
     return program
+
+
+def layers(graph: Graph) -> Iterator[tuple[Node, list[Operand], list[Operand]]]:
+    """Every node of a graph with its operands as `lower` gives them to the kernels' makers."""
+    order = graph.nodes()
+    storage = assign_storage(graph, order)
+    for node in order:
+        if node.op in LOWERINGS and not storage.is_view(node):
+            yield node, *storage.operands(node)
 
 
 def _require_lowerings(order: Sequence[Node]) -> None:

@@ -11,7 +11,6 @@ from cortado.compiler.ops import (
     boxes,
     branch,
     conv,
-    conv_chain,
     conv_transpose,
     elementwise,
     keep,
@@ -51,7 +50,6 @@ def merged(families: Iterable[Iterable[Op]]) -> Mapping[str, Op]:
 OPS: Mapping[str, Op] = merged(
     (
         conv.OPS,
-        conv_chain.OPS,
         conv_transpose.OPS,
         pool.OPS,
         quantized.OPS,
