@@ -1,7 +1,7 @@
 """The libraries that cortado is compared with, each with the same face: a network and a number of threads in, a function of no arguments out.
 
-Each reads what it can of a network's folder: model.onnx, model.tflite, and what `Converted` makes of the first for ncnn and MNN. All run
-float32 with float32 arithmetic. A library that is not installed, or has nothing to read, is left out and said so.
+Each reads what it can of a network's folder: model.onnx, model.tflite, and what is made of the first for ncnn and MNN and in int8. The
+float32 ones run with float32 arithmetic. A library that is not installed, or has nothing to read, is left out and said so.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import quantized
 
 Call = Callable[[], np.ndarray]
 
@@ -40,22 +41,38 @@ class Network:
 
 
 def onnxruntime(net: Network, threads: int) -> Call:
+    return _onnxruntime(net.form("model.onnx"), net.x, threads)
+
+
+def onnxruntime_int8(net: Network, threads: int) -> Call:
+    return _onnxruntime(_int8(net), net.x, threads)
+
+
+def _onnxruntime(model: Path, x: np.ndarray, threads: int) -> Call:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(net.form("model.onnx"), options, providers=["CPUExecutionProvider"])
-    feeds = {session.get_inputs()[0].name: net.x}
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    feeds = {session.get_inputs()[0].name: x}
     return lambda: session.run(None, feeds)[0]
 
 
 def openvino(net: Network, threads: int) -> Call:
+    return _openvino(net.form("model.onnx"), net, threads)
+
+
+def openvino_int8(net: Network, threads: int) -> Call:
+    return _openvino(_int8(net), net, threads)
+
+
+def _openvino(model: Path, net: Network, threads: int) -> Call:
     import openvino
 
     core = openvino.Core()
     how = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    request = core.compile_model(core.read_model(net.form("model.onnx")), "CPU", how).create_infer_request()
+    request = core.compile_model(core.read_model(model), "CPU", how).create_infer_request()
     request.set_input_tensor(openvino.Tensor(net.x))
 
     def run() -> np.ndarray:
@@ -114,13 +131,22 @@ def litert(net: Network, threads: int) -> Call:
     return run
 
 
-ENGINES: dict[str, Callable[[Network, int], Call]] = {f.__name__: f for f in (onnxruntime, openvino, ncnn, mnn, litert)}
-MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "ncnn": "ncnn", "mnn": "MNN", "litert": "ai_edge_litert"}
-PACKAGES = {**{name: name for name in MODULES}, "mnn": "MNN", "litert": "ai-edge-litert"}
+ENGINES: dict[str, Callable[[Network, int], Call]] = {
+    f.__name__: f for f in (onnxruntime, openvino, ncnn, mnn, litert, onnxruntime_int8, openvino_int8)
+}
+OF_DTYPE = {
+    "float32": ("onnxruntime", "openvino", "ncnn", "mnn", "litert"),
+    "int8": ("onnxruntime", "onnxruntime_int8", "openvino_int8"),  # the first one in float32, which the others are compared with
+}
+MODULES = {
+    "onnxruntime": "onnxruntime", "openvino": "openvino", "ncnn": "ncnn", "mnn": "MNN", "litert": "ai_edge_litert",
+    "onnxruntime_int8": "onnxruntime", "openvino_int8": "openvino",
+}  # fmt: skip
+PACKAGES = {**MODULES, "litert": "ai-edge-litert"}
 
 
-def installed() -> list[str]:
-    return [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
+def installed(dtype: str) -> list[str]:
+    return [name for name in OF_DTYPE[dtype] if importlib.util.find_spec(MODULES[name])]
 
 
 def _made(net: Network, kind: str, names: tuple[str, ...], make: Callable[[Path, Network], None]) -> list[Path]:
@@ -137,6 +163,30 @@ def _made(net: Network, kind: str, names: tuple[str, ...], make: Callable[[Path,
         if missing:
             raise LeftOutError(f"the conversion made no {missing[0]}")
     return files
+
+
+def calibration(net: Network, name: str) -> Path:
+    """An .npz file of samples of the input, which is called `name` in it."""
+    file = net.converted / net.folder.name / "samples.npz"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(file, **{name: quantized.samples(net.x)})
+    return file
+
+
+def input_name(net: Network) -> str:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(net.form("model.onnx"), providers=["CPUExecutionProvider"])
+    return str(session.get_inputs()[0].name)
+
+
+def _int8(net: Network) -> Path:
+    def make(model: Path, net: Network) -> None:
+        """In a process of its own: it takes as much memory as many networks."""
+        program, samples = str(Path(quantized.__file__).resolve()), str(calibration(net, input_name(net)).resolve())
+        _convert([sys.executable, program, model.name, samples, "model.int8.onnx"], model.parent)
+
+    return _made(net, "int8", ("model.int8.onnx",), make)[0]
 
 
 def _pnnx(model: Path, net: Network) -> None:

@@ -38,6 +38,39 @@ def test_the_peak_loop_does_every_multiply_add_it_counts(name: str, monkeypatch:
     np.testing.assert_allclose(memory[2:], want, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["x86-64-v3", "cascadelake", "cortex-m4"])
+def test_the_integer_peak_loop_does_every_multiply_add_it_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cortado.backends.targets import find_target
+
+    peak = module("peak", monkeypatch)
+    target = find_target(name)
+    dot, lanes = peak.dot_of(target), peak.lanes_of(target)
+    memory = np.random.default_rng(0).integers(-(1 << 31), 1 << 31, (peak.CHAINS + 2, lanes), np.int32)
+    want, b = memory[2:].copy(), memory[1]
+    kinds = {"dot2": (np.int16, np.int16), "dot4": (np.uint8, np.int8)}[dot]
+    compile_kernel(peak.dot_loop(target))(Pointer(memory.reshape(-1).view(np.uint8), 0), 3)
+    for _ in range(3):
+        factors = want.view(kinds[0]).reshape(*want.shape, -1).astype(np.int32)
+        products = factors * b.view(kinds[1]).reshape(lanes, -1).astype(np.int32)
+        assert products.shape[-1] == peak.DOTS[dot]
+        want += products.sum(-1, dtype=np.int32)
+    np.testing.assert_array_equal(memory[2:], want)
+
+
+def test_int8_answers_are_judged_by_their_noise_and_peers_always_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    compare = module("compare", monkeypatch)
+    right = np.float32([[1, 2, 3]])
+    row: dict[str, Any] = {"left_out": {}}
+    answers = {"onnxruntime": right, "cortado": right * 0.99, "openvino_int8": right * 0}
+    assert list(compare.checked({name: lambda value=value: value for name, value in answers.items()}, row, "int8")) == list(
+        answers
+    )
+    assert row["snr_db"]["cortado"] == pytest.approx(40, abs=0.01) and row["snr_db"]["openvino_int8"] == 0
+    answers["cortado"] = right[:, ::-1]
+    assert "cortado" not in compare.checked({name: lambda value=value: value for name, value in answers.items()}, row, "int8")
+    assert compare.is_peer("onnxruntime_int8", "int8") and not compare.is_peer("onnxruntime", "int8")
+
+
 def test_wrong_answers_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     compare = module("compare", monkeypatch)
     right = np.float32([[1, 2, 3]])
