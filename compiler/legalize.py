@@ -28,20 +28,26 @@ def legalize(kernel: Kernel, target: Target) -> Kernel:
 
     Raises TargetError for float64 on a core without a float unit, which no integer code is there for.
     """
-    if _uses(kernel.body, _HALVES):
+    if _uses_halves(kernel):
         kernel = _Halves(kernel, target).kernel()
     return kernel if target.fpu and target.divides else _Integers(kernel, target).kernel()
 
 
-def _uses(block: Block, scalars: Sequence[str]) -> bool:
-    for inst in block.body:
-        if inst.type.scalar in scalars or any(a.type.scalar in scalars for a in inst.args):
-            return True
-        if inst.kind == "call" and _uses(inst.attr.body, scalars):
-            return True
-        if any(_uses(inner, scalars) for inner in inst.blocks):
-            return True
-    return False
+@lru_cache(maxsize=4096)
+def _uses_halves(kernel: Kernel) -> bool:
+    """Whether there is a 16-bit float in the kernel or one that it calls."""
+
+    def inside(block: Block) -> bool:
+        for inst in block.body:
+            if inst.type.scalar in _HALVES or any(a.type.scalar in _HALVES for a in inst.args):
+                return True
+            if inst.kind == "call" and _uses_halves(inst.attr):
+                return True
+            if any(map(inside, inst.blocks)):
+                return True
+        return False
+
+    return inside(kernel.body)
 
 
 class _Halves(Rerecorder):
@@ -60,7 +66,7 @@ class _Halves(Rerecorder):
         return self.k.const(int(constant(number, old.with_lanes(1)).view(np.int16)), self.type(old))
 
     def callee(self, kernel: Kernel) -> Kernel:
-        return _Halves(kernel, self.target).kernel() if _uses(kernel.body, _HALVES) else kernel
+        return _Halves(kernel, self.target).kernel() if _uses_halves(kernel) else kernel
 
     def wide(self, a: Val, old: Type) -> Val:
         return self.k.virtual(f"{old.scalar}_to_f32", a) if old.scalar in _HALVES else a

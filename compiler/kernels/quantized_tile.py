@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cortado.compiler.builder import Val
 from cortado.compiler.kernels.requantize import Requantization, load_bytes, store_bytes
@@ -26,7 +27,13 @@ class Dot:
 
     def tile_kernel(self, spec: TileSpec, target: Target) -> Kernel:
         """As tile.tile_kernel; the scalar is i32, the epilogue a Requantization."""
-        return _QuantizedTile(spec, target, self).record()
+        return _recorded(spec, target, self)
+
+
+@lru_cache(maxsize=1024)
+def _recorded(spec: TileSpec, target: Target, dot: Dot) -> Kernel:
+    """Once for all layers that have the tile."""
+    return _QuantizedTile(spec, target, dot).record()
 
 
 class _QuantizedTile(Tile):

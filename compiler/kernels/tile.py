@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.kernels.epilogue import EpilogueKind
@@ -103,8 +104,9 @@ class TileSpec:
         return names
 
 
+@lru_cache(maxsize=1024)
 def tile_kernel(spec: TileSpec, target: Target) -> Kernel:
-    """Record the tile. Called with the values of `spec.parameters()`."""
+    """Record the tile, once for all layers that have it. Called with the values of `spec.parameters()`."""
     return Tile(spec, target).record()
 
 

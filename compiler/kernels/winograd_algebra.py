@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -20,7 +21,7 @@ TAPS = 3
 POINTS: Mapping[int, tuple[float, ...]] = {2: (1.0,), 4: (math.sqrt(0.5), math.sqrt(2.0))}  # positive halves of the pairs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Filtering:
     """F(m, 3) in one dimension. m: outputs of a tile; size = m + 2: its inputs and products."""
 
@@ -47,6 +48,7 @@ class Filtering:
         return result.reshape(self.size**2, w.shape[0], w.shape[3]).astype(w.dtype)
 
 
+@cache
 def filtering(m: int) -> Filtering:
     """Products are ordered: point 0, then +p and -p of each pair, then infinity."""
     points = np.array([0.0, *(sign * p for p in POINTS[m] for sign in (1, -1))])

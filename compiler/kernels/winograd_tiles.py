@@ -6,7 +6,7 @@ Vectors run over channels. A tile at a border has its own kernel, which tests ev
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.kernels.epilogue import EpilogueKind
@@ -15,6 +15,7 @@ from cortado.compiler.lang import INDEX, PTR, Kernel, Type
 from cortado.compiler.target import Target
 
 
+@lru_cache(maxsize=64)
 def input_kernel(f: Filtering, border: bool, target: Target) -> Kernel:
     """(x, v, count, channels, x_row, x_pixel, v_tile, v_product [, y, left, height, width]): `count` tiles beside each other.
 
@@ -53,6 +54,7 @@ def input_kernel(f: Filtering, border: bool, target: Target) -> Kernel:
     return k.finish()
 
 
+@lru_cache(maxsize=64)
 def output_kernel(f: Filtering, border: bool, kind: EpilogueKind, target: Target) -> Kernel:
     """(m, [bias], [residual, r_row, r_pixel], out, count, channels, o_row, o_pixel, m_tile, m_product [, rows, columns]).
 
