@@ -47,18 +47,19 @@ def limited(limit: Limit, tasks: int, number: int, address: str, index: str) -> 
 
 
 def part_lines(tasks: int, parts: int, index: str) -> str:
-    """IR lines: %begin and %end of part i32 %number of `parts` runs of tasks, the longer ones first. index: i32 or i64."""
-    short, longer = divmod(tasks, parts)
-    return (
-        f"  %part = {'zext i32 %number to i64' if index == 'i64' else 'add i32 %number, 0'}\n"
-        f"  %before = mul {index} %part, {short}\n"
-        f"  %is_longer = icmp ult {index} %part, {longer}\n"
-        f"  %longer_before = select i1 %is_longer, {index} %part, {index} {longer}\n"
-        f"  %begin = add {index} %before, %longer_before\n"
-        f"  %one = zext i1 %is_longer to {index}\n"
-        f"  %count = add {index} %one, {short}\n"
-        f"  %end = add {index} %begin, %count\n"
-    )
+    """IR lines: %begin and %end of part i32 %number of `parts` runs of tasks, floor(number * tasks / parts). index: i32 or i64.
+
+    Neighbouring parts together have their share of the tasks, to one task: threads may take equal runs of parts.
+    """
+    each, rest = divmod(tasks, parts)
+    lines = [f"  %part = {'zext i32 %number to i64' if index == 'i64' else 'add i32 %number, 0'}\n"]
+    lines.append(f"  %next = add {index} %part, 1\n")
+    for name, number in (("begin", "%part"), ("end", "%next")):
+        lines.append(f"  %{name}_each = mul {index} {number}, {each}\n")
+        lines.append(f"  %{name}_scaled = mul {index} {number}, {rest}\n")
+        lines.append(f"  %{name}_rest = udiv {index} %{name}_scaled, {parts}\n")
+        lines.append(f"  %{name} = add {index} %{name}_each, %{name}_rest\n")
+    return "".join(lines)
 
 
 def limited_part_lines(limited_tasks: str, parts: int, index: str) -> str:

@@ -1,7 +1,8 @@
 """parallel_for for runs inside this process: its inner loops are native code, its threads are Python's.
 
-During one run the helping threads sit in `work`, which releases the interpreter lock, and take parts of whatever job is open. Nothing
-waits for a helper that has not come yet: parts are claimed one by one, and the caller claims them too. `state` counts the helpers inside a job,
+During one run the helping threads sit in `work`, which releases the interpreter lock, and take parts of whatever job is open. Every thread
+has a run of the parts of its own, the same share of every job, so that a layer's rows are where the thread's core made their input; who is done with his
+own takes what is left of the others'. So nothing waits for a helper that has not come yet. `state` counts the helpers inside a job,
 with a bit for "open"; the caller closes the job when no part is left and waits for the count to reach zero, so no helper ever sees
 a job change under it. After some spinning both sides yield the processor.
 """
@@ -18,32 +19,48 @@ from cortado.backends.codegen import compile_modules
 from cortado.compiler.target import Target
 from cortado.runtime.memory import LoadedCode
 
-# The job, in bytes; what helpers write has cache lines of its own.
-_TASK, _ARG, _YIELD, _PARTS, _STOP, _NEXT, _STATE, _JOB_BYTES = 0, 8, 16, 24, 28, 64, 128, 192
+# The job, in bytes; what helpers write has cache lines of its own. From _NEXT: a line per thread with the next part of its own.
+_TASK, _ARG, _YIELD, _PARTS, _STOP, _THREADS, _COME, _SERIAL, _STATE, _NEXT, _LINE = 0, 8, 16, 24, 28, 32, 64, 128, 132, 192, 64
 _OPEN = 1 << 30
 _SPINS = 2000
 _PAUSE = {"x86_64": "call void @llvm.x86.sse2.pause()", "aarch64": "call void @llvm.aarch64.hint(i32 1)"}
 
 _TEXT = """target triple = "{triple}"
 
-define internal void @claim(ptr %job) nounwind {{
+define internal void @claim(ptr %job, i32 %self) nounwind {{
 entry:
   %task_at = getelementptr i8, ptr %job, i32 {task}
   %task = load ptr, ptr %task_at, align 8
   %arg_at = getelementptr i8, ptr %job, i32 {arg}
   %arg = load ptr, ptr %arg_at, align 8
   %parts_at = getelementptr i8, ptr %job, i32 {parts}
-  %parts = load atomic i32, ptr %parts_at monotonic, align 4
-  %next_at = getelementptr i8, ptr %job, i32 {next}
+  %parts = load i32, ptr %parts_at, align 4
+  %threads_at = getelementptr i8, ptr %job, i32 {threads}
+  %threads = load i32, ptr %threads_at, align 4
+  br label %range
+range:
+  %turn = phi i32 [ 0, %entry ], [ %next_turn, %none ]
+  %sum = add i32 %self, %turn
+  %owner = urem i32 %sum, %threads
+  %line = mul i32 %owner, {line}
+  %line_at = add i32 %line, {next}
+  %next_at = getelementptr i8, ptr %job, i32 %line_at
+  %after = add i32 %owner, 1
+  %scaled = mul i32 %after, %parts
+  %stop = udiv i32 %scaled, %threads
   br label %again
 again:
   %part = atomicrmw add ptr %next_at, i32 1 monotonic
-  %some = icmp slt i32 %part, %parts
+  %some = icmp slt i32 %part, %stop
   br i1 %some, label %do, label %none
 do:
   call void %task(ptr %arg, i32 %part)
   br label %again
 none:
+  %next_turn = add i32 %turn, 1
+  %more = icmp slt i32 %next_turn, %threads
+  br i1 %more, label %range, label %done
+done:
   ret void
 }}
 
@@ -69,16 +86,33 @@ entry:
   %arg_at = getelementptr i8, ptr %job, i32 {arg}
   store ptr %arg, ptr %arg_at, align 8
   %parts_at = getelementptr i8, ptr %job, i32 {parts}
-  store atomic i32 %parts, ptr %parts_at monotonic, align 4
-  %next_at = getelementptr i8, ptr %job, i32 {next}
-  store atomic i32 0, ptr %next_at monotonic, align 4
+  store i32 %parts, ptr %parts_at, align 4
+  %threads_at = getelementptr i8, ptr %job, i32 {threads}
+  %threads = load i32, ptr %threads_at, align 4
+  br label %share
+share:
+  %owner = phi i32 [ 0, %entry ], [ %after, %share ]
+  %line = mul i32 %owner, {line}
+  %line_at = add i32 %line, {next}
+  %next_at = getelementptr i8, ptr %job, i32 %line_at
+  %scaled = mul i32 %owner, %parts
+  %first = udiv i32 %scaled, %threads
+  store atomic i32 %first, ptr %next_at monotonic, align 4
+  %after = add i32 %owner, 1
+  %more = icmp slt i32 %after, %threads
+  br i1 %more, label %share, label %shared
+shared:
+  %serial_at = getelementptr i8, ptr %job, i32 {serial}
+  %old = load atomic i32, ptr %serial_at monotonic, align 4
+  %serial = add i32 %old, 1
+  store atomic i32 %serial, ptr %serial_at monotonic, align 4
   %state_at = getelementptr i8, ptr %job, i32 {state}
   store atomic i32 {open}, ptr %state_at release, align 4
-  call void @claim(ptr %job)
+  call void @claim(ptr %job, i32 0)
   %closed = atomicrmw sub ptr %state_at, i32 {open} acq_rel
   br label %wait
 wait:
-  %spins = phi i32 [ 0, %entry ], [ %spun, %busy ]
+  %spins = phi i32 [ 0, %shared ], [ %spun, %busy ]
   %inside = load atomic i32, ptr %state_at acquire, align 4
   %empty = icmp eq i32 %inside, 0
   br i1 %empty, label %done, label %busy
@@ -92,22 +126,24 @@ done:
 define void @pool_work(ptr %job) nounwind {{
 entry:
   %stop_at = getelementptr i8, ptr %job, i32 {stop}
-  %parts_at = getelementptr i8, ptr %job, i32 {parts}
-  %next_at = getelementptr i8, ptr %job, i32 {next}
+  %serial_at = getelementptr i8, ptr %job, i32 {serial}
   %state_at = getelementptr i8, ptr %job, i32 {state}
+  %come_at = getelementptr i8, ptr %job, i32 {come}
+  %come = atomicrmw add ptr %come_at, i32 1 monotonic
+  %self = add i32 %come, 1
   br label %look
 look:
   %spins = phi i32 [ 0, %entry ], [ %spun, %idle ], [ 0, %enter ], [ 0, %help ]
+  %seen = phi i32 [ 0, %entry ], [ %seen, %idle ], [ %seen, %enter ], [ %serial, %help ]
   %stop = load atomic i32, ptr %stop_at acquire, align 4
   %stopped = icmp ne i32 %stop, 0
   br i1 %stopped, label %done, label %going
 going:
-  %state = load atomic i32, ptr %state_at monotonic, align 4
+  %state = load atomic i32, ptr %state_at acquire, align 4
   %is_open = icmp sge i32 %state, {open}
-  %next = load atomic i32, ptr %next_at monotonic, align 4
-  %parts = load atomic i32, ptr %parts_at monotonic, align 4
-  %some = icmp slt i32 %next, %parts
-  %useful = and i1 %is_open, %some
+  %now = load atomic i32, ptr %serial_at monotonic, align 4
+  %is_new = icmp ne i32 %now, %seen
+  %useful = and i1 %is_open, %is_new
   br i1 %useful, label %enter, label %idle
 idle:
   %spun = call i32 @rest(ptr %job, i32 %spins)
@@ -118,7 +154,8 @@ enter:
   %entered = extractvalue {{ i32, i1 }} %pair, 1
   br i1 %entered, label %help, label %look
 help:
-  call void @claim(ptr %job)
+  %serial = load atomic i32, ptr %serial_at monotonic, align 4
+  call void @claim(ptr %job, i32 %self)
   %left = atomicrmw sub ptr %state_at, i32 1 release
   br label %look
 done:
@@ -139,8 +176,9 @@ class ThreadPool:
     @contextmanager
     def helpers(self, count: int) -> Iterator[int]:
         """Have `count` threads help; gives the address of the job, which is parallel_for's ctx."""
-        memory = ctypes.create_string_buffer(_JOB_BYTES + 63)
-        job = -(-ctypes.addressof(memory) // 64) * 64
+        memory = ctypes.create_string_buffer(_NEXT + (count + 1) * _LINE + _LINE - 1)
+        job = -(-ctypes.addressof(memory) // _LINE) * _LINE
+        ctypes.c_int32.from_address(job + _THREADS).value = count + 1
         ctypes.c_void_p.from_address(job + _YIELD).value = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
         working = [self._threads.submit(self._work, job) for _ in range(count)]
         try:
@@ -154,7 +192,7 @@ class ThreadPool:
 def _pool_code(target: Target) -> LoadedCode:
     machine = target.triple.partition("-")[0]
     text = _TEXT.format(
-        triple=target.triple, pause=_PAUSE[machine], task=_TASK, arg=_ARG, yield_=_YIELD, parts=_PARTS, stop=_STOP, next=_NEXT,
-        state=_STATE, open=_OPEN, max_spins=_SPINS,
+        triple=target.triple, pause=_PAUSE[machine], task=_TASK, arg=_ARG, yield_=_YIELD, parts=_PARTS, stop=_STOP, threads=_THREADS,
+        come=_COME, serial=_SERIAL, state=_STATE, next=_NEXT, line=_LINE, open=_OPEN, max_spins=_SPINS,
     )  # fmt: skip
     return LoadedCode([item.data for item in compile_modules([("pool", text)], target)])

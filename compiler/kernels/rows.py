@@ -63,8 +63,9 @@ def tiles_of_piece(k: KernelBuilder, row: Sequence[Segment], number: int, piece:
     segment = row[number]
     if row_parts == 1:
         return segment.start, segment.count
-    each = -(-sum(s.count for s in row) // row_parts)
+    total = sum(s.count for s in row)
     before = sum(s.count for s in row[:number])
-    low = k.min(k.max(piece * each - before, 0), segment.count)
-    high = k.min(k.max(piece * each + (each - before), 0), segment.count)
+    first, stop = piece * total // row_parts, (piece + 1) * total // row_parts
+    low = k.min(k.max(first - before, 0), segment.count)
+    high = k.min(k.max(stop - before, 0), segment.count)
     return low * segment.pixels + segment.start, high - low

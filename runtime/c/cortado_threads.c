@@ -1,5 +1,7 @@
-/* Parts are claimed one by one, so nothing waits for a helper that is late. `state` counts the helpers inside a job; the caller closes the
- * job when no part is left and returns when the count is zero, so no helper ever sees a job change under it. */
+/* Every thread has a run of the parts of its own, the same share of every job, so that a layer's rows are where the thread's core made
+ * their input; who is done with his own takes what is left of the others', so nothing waits for a helper that is late. `state` counts the
+ * helpers inside a job; the caller closes the job when no part is left and returns when the count is zero, so no helper ever sees a job
+ * change under it. */
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L
 #endif
@@ -19,12 +21,22 @@ static void pause_briefly(void)
 #endif
 }
 
-static void claim(cortado_pool *pool)
+/* The first of `owner`'s own parts among `threads` threads; 64 bits, as the product may be large. */
+static int first_part(int owner, int parts, int threads)
 {
-    const int parts = pool->parts;
-    int part;
-    while ((part = __atomic_fetch_add(&pool->next, 1, __ATOMIC_RELAXED)) < parts)
-        pool->task(pool->arg, part);
+    return (int)((long long)owner * parts / threads);
+}
+
+static void claim(cortado_pool *pool, int self)
+{
+    const int parts = pool->parts, threads = pool->helpers + 1;
+    int turn, part;
+    for (turn = 0; turn < threads; turn++) {
+        const int owner = (self + turn) % threads;
+        const int stop = first_part(owner + 1, parts, threads);
+        while ((part = __atomic_fetch_add(&pool->own[owner].next, 1, __ATOMIC_RELAXED)) < stop)
+            pool->task(pool->arg, part);
+    }
 }
 
 /* Returns the number of a job that is not `seen`; a stop looks like one. */
@@ -59,13 +71,14 @@ static int enter(cortado_pool *pool)
 static void *help(void *argument)
 {
     cortado_pool *pool = (cortado_pool *)argument;
+    const int self = 1 + __atomic_fetch_add(&pool->come, 1, __ATOMIC_RELAXED);
     int seen = 0;
     for (;;) {
         seen = wait_for_job(pool, seen);
         if (__atomic_load_n(&pool->stopping, __ATOMIC_ACQUIRE))
             return 0;
         if (enter(pool)) {
-            claim(pool);
+            claim(pool, self);
             __atomic_fetch_sub(&pool->state, 1, __ATOMIC_RELEASE);
         }
     }
@@ -85,7 +98,7 @@ static void announce(cortado_pool *pool)
 int cortado_pool_start(cortado_pool *pool, int threads)
 {
     pool->helpers = 0;
-    pool->next = pool->state = pool->jobs = pool->sleeping = pool->stopping = 0;
+    pool->come = pool->state = pool->jobs = pool->sleeping = pool->stopping = 0;
     if (pthread_mutex_init(&pool->mutex, 0) != 0)
         return -1;
     if (pthread_cond_init(&pool->wake, 0) != 0) {
@@ -113,15 +126,16 @@ void cortado_pool_stop(cortado_pool *pool)
 void cortado_parallel_for(void *ctx, void (*task)(void *arg, int part), void *arg, int parts)
 {
     cortado_pool *pool = (cortado_pool *)ctx;
-    int spins = 0;
+    int spins = 0, thread;
     pool->task = task;
     pool->arg = arg;
     pool->parts = parts;
-    __atomic_store_n(&pool->next, 0, __ATOMIC_RELAXED);
+    for (thread = 0; thread <= pool->helpers; thread++)
+        __atomic_store_n(&pool->own[thread].next, first_part(thread, parts, pool->helpers + 1), __ATOMIC_RELAXED);
     if (pool->helpers > 0 && parts > 1) {
         __atomic_store_n(&pool->state, OPEN, __ATOMIC_RELEASE);
         announce(pool);
-        claim(pool);
+        claim(pool, 0);
         __atomic_fetch_sub(&pool->state, OPEN, __ATOMIC_ACQ_REL);
         while (__atomic_load_n(&pool->state, __ATOMIC_ACQUIRE) != 0) {
             if (++spins < SPINS)
@@ -130,6 +144,6 @@ void cortado_parallel_for(void *ctx, void (*task)(void *arg, int part), void *ar
                 sched_yield();
         }
     } else {
-        claim(pool);
+        claim(pool, 0);
     }
 }

@@ -28,8 +28,12 @@ typedef struct cortado_pool {
     pthread_mutex_t mutex;
     pthread_cond_t wake;
     pthread_t threads[CORTADO_MAX_THREADS - 1];
+    int come; /* helpers that have started */
     char line0[64]; /* what several threads write has cache lines of its own */
-    int next;       /* the next part that nobody has taken */
+    struct {
+        int next; /* the next part of this thread's own that nobody has taken */
+        char line[60];
+    } own[CORTADO_MAX_THREADS];
     char line1[64];
     int state; /* helpers inside the job, plus OPEN while it takes more */
     char line2[64];
