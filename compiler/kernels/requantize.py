@@ -144,6 +144,9 @@ def store_bytes(k: KernelBuilder, place: Val, values: Sequence[Val], count: int)
         width = 2 * joined[0].type.lanes
         joined = [k.shuffle(a, b, range(width)) for a, b in zip(joined[::2], joined[1::2], strict=True)]
     whole = k.convert(joined[0], Type("i8", joined[0].type.lanes), "trunc")
+    if _masks_bytes(k) and (count.bit_count() > 2 or (count % 4 and count > 4)):
+        k.store_lanes(place, whole, count)
+        return
     at = 0
     while at < count:
         size = 1 << ((count - at).bit_length() - 1)
@@ -152,8 +155,15 @@ def store_bytes(k: KernelBuilder, place: Val, values: Sequence[Val], count: int)
         at += size
 
 
+def _masks_bytes(k: KernelBuilder) -> bool:
+    """Whether loads and stores of some bytes of a vector are instructions."""
+    return k.target.masked and k.target.vector_bits > 256
+
+
 def load_bytes(k: KernelBuilder, place: Val, lanes: int, count: int, at: int) -> Val:
     """The first `count` bytes as lanes of a vector, the others unspecified; no memory beyond them is read."""
+    if _masks_bytes(k) and count.bit_count() > 1:
+        return k.load_lanes(place, Type("i8", lanes), count, at)
     whole: Val | None = None
     done = 0
     while done < count:

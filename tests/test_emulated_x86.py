@@ -1,0 +1,145 @@
+"""Kernels of every family for AVX-512, with and without VNNI, run by Bochs, which has both: compared with the reference."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import test_kernels_conv as conv
+import test_kernels_conv_transpose as transposed
+import test_kernels_dense as dense
+import test_kernels_depthwise as depthwise
+import test_kernels_move as move
+import test_kernels_pointwise as pointwise
+import test_kernels_pool as pool
+import test_kernels_quantized as quantized
+import test_kernels_rows as rows
+import test_kernels_winograd as winograd
+from emulated import Case, check_emulated
+from lowered import node_of
+
+from cortado.backends.targets import find_target
+from cortado.compiler.kernels.conv import lower_conv
+from cortado.compiler.kernels.table import LOWERINGS
+
+pytestmark = pytest.mark.emulator
+V4, VNNI = "x86-64-v4", "x86-64-v4+avx512vnni"
+
+
+def convolutions() -> Iterator[Case]:
+    for g in conv.GEOMETRIES:
+        arrays = conv.arrays_of(g, 1 + len(g[0]) % 2, conv.EVERYTHING)
+        yield Case(lower_conv, node_of("conv", arrays, conv.attrs_of(g, conv.EVERYTHING), (1, 2)), arrays, pad=3)
+    for g in conv.GEOMETRIES[:4]:
+        arrays = conv.arrays_of(g, dtype="float64")
+        yield Case(lower_conv, node_of("conv", arrays, conv.attrs_of(g)), arrays, pad=1)
+
+
+def depthwise_convolutions() -> Iterator[Case]:
+    for g in (*depthwise.GEOMETRIES, *depthwise.LARGER[:4]):
+        arrays = depthwise.arrays_of(g, depthwise.EVERYTHING)
+        yield Case(lower_conv, node_of("conv", arrays, depthwise.attrs_of(g, depthwise.EVERYTHING), (1, 2)), arrays, pad=3)
+
+
+def winograd_convolutions() -> Iterator[Case]:
+    for m, shape, outputs in ((4, (1, 11, 9, 32), 48), (2, (2, 7, 7, 16), 32), (4, (1, 6, 7, 16), 16)):
+        node, arrays = winograd.conv_case(shape, outputs, (1, 1), (1, 1), (("bias",), ("residual",), winograd.RELU))
+        yield Case(winograd.forced(m), node, arrays, 1e-4, 2e-4)
+
+
+def matrix_products() -> Iterator[Case]:
+    for lead, depth, outputs in (*dense.LAYERS, ((1,), 300, 130), ((7,), 64, 200)):
+        arrays = dense.fc_arrays(lead, depth, outputs, dense.EVERYTHING)
+        yield Case(LOWERINGS["fc"], node_of("fc", arrays, {"epilogue": dense.EVERYTHING}, (1, 2)), arrays, pad=3)
+    for a, b in dense.PRODUCTS:
+        arrays = [dense.numbers(np.random.default_rng(4), *shape) for shape in (a, b)]
+        node = node_of("batch_matmul", arrays, {"transpose_a": False, "transpose_b": False})
+        yield Case(LOWERINGS["batch_matmul"], node, arrays, pad=2)
+    for x, w, attrs in transposed.CASES:
+        arrays = [np.random.default_rng(3).standard_normal(shape).astype(np.float32) for shape in (x, w)]
+        node = node_of("conv_transpose", arrays, attrs, fixed=[1])
+        yield Case(LOWERINGS["conv_transpose"], node, arrays, 1e-5, 1e-5, pad=3)
+
+
+def pools() -> Iterator[Case]:
+    for g, op in itertools.product(pool.GEOMETRIES, pool.LOWERINGS):
+        x = pool.image(g, np.random.default_rng(1))
+        yield Case(pool.LOWERINGS[op], node_of(op, [x], pool.attrs_of(g, op)), [x], pad=3)
+
+
+def elementwise() -> Iterator[Case]:
+    rng = np.random.default_rng(1)
+    for name in sorted(pointwise.ELEMENTWISE):
+        arrays = pointwise.inputs(name, (3, 5, 7), rng)
+        attrs, exact = pointwise.ATTRS.get(name, {}), name in pointwise.EXACT
+        yield Case(LOWERINGS[name], node_of(name, arrays, attrs), arrays, 0 if exact else 1e-6, 0 if exact else 3e-7)
+        if name not in pointwise.WITHOUT_FLOATS:
+            arrays = [pointwise.SPECIAL] * (2 if name in pointwise.BINARY else 1)
+            yield Case(LOWERINGS[name], node_of(name, arrays, attrs), arrays, 3e-7, 1e-7)
+    for dtype in ("int8", "uint8", "int16", "int32", "int64", "float64"):
+        pair = [rng.integers(0, 100, (3, 70)).astype(dtype) for _ in range(2)]
+        for name in ("add", "mul", "maximum", "lt") if dtype.endswith("int8") else ("add", "mul", "div", "maximum", "lt"):
+            yield Case(LOWERINGS[name], node_of(name, pair, {}), pair)
+    for shapes in pointwise.SHAPES[:14]:
+        arrays = [np.asarray(rng.standard_normal(shape), np.float32) for shape in shapes]
+        yield Case(LOWERINGS["sub"], node_of("sub", arrays, {}), arrays, pad=5)
+    for source, to in itertools.product(pointwise.CASTS, pointwise.CASTS):
+        array = (rng.standard_normal((3, 37)) * 200).astype(source)
+        yield Case(LOWERINGS["cast"], node_of("cast", [array], {"dtype": to}), [array])
+
+
+def across_elements() -> Iterator[Case]:
+    for shape, axis in (((1, 1000), 1), ((3, 10), 1), ((50, 2), 1), ((7, 5), 1), ((5, 37), 0), ((2, 6, 19), 1), ((3, 130), 1)):
+        x = rows.normal(shape) * 4
+        yield Case(LOWERINGS["softmax"], node_of("softmax", [x], {"axis": axis}), [x], 2e-6, 1e-37, pad=3)
+    for op, (shape, axes) in itertools.product(
+        rows.REDUCTIONS, (((3, 5, 4, 11), (1, 3)), ((700, 3), (0,)), ((3, 900), (1,)), ((2, 140, 70), (1,)), ((17, 9), (0, 1)))
+    ):
+        x = rows.eighths(shape)
+        yield Case(LOWERINGS[op], node_of(op, [x], {"axes": axes, "keepdims": False}), [x], 1e-7, pad=2)
+    for channels, size in ((3, 1), (17, 5), (96, 5), (35, 41)):
+        x = rows.normal((2, 1, 2, channels))
+        attrs = {"size": size, "alpha": 1e-2, "beta": 0.75, "bias": 1.5}
+        yield Case(LOWERINGS["lrn"], node_of("lrn", [x], attrs), [x], 2e-6, pad=1)
+    for channels, op in itertools.product((1, 3, 19), ("resize_nearest", "resize_bilinear")):
+        x = rows.eighths((2, 3, 4, channels))
+        yield Case(LOWERINGS[op], node_of(op, [x], rows.scaled(x, 1.5, 2.7)), [x], 1e-6, 1e-5, pad=1)
+
+
+def movement() -> Iterator[Case]:
+    for perm, dtype in itertools.product(itertools.permutations(range(3)), move.DTYPES):
+        x = move.numbered((2, 20, 33), dtype)
+        yield Case(LOWERINGS["transpose"], node_of("transpose", [x], {"perm": perm}), [x], pad=1)
+    for (shape, begin, end), dtype in itertools.product(move.PADS, ("int8", "float32")):
+        x = move.numbered(shape, dtype)
+        attrs = {"begin": begin, "end": end, "mode": "constant", "value": 7}
+        yield Case(LOWERINGS["pad"], node_of("pad", [x], attrs), [x], pad=2)
+    for dtype in move.DTYPES:
+        x, indices = move.numbered((9, 37), dtype), np.array([[3, -1], [8, 0]], np.int64)
+        yield Case(LOWERINGS["gather"], node_of("gather", [x, indices], {"axis": 0}), [x, indices], pad=1)
+        yield Case(LOWERINGS["tile"], node_of("tile", [x], {"repeats": (2, 3)}), [x], pad=1)
+
+
+def integers() -> Iterator[Case]:
+    for test in (*quantized.PRODUCTS, *quantized.others()):
+        yield Case(*test, pad=1)
+    for channels in range(1, 36, 2):
+        yield Case(*quantized.conv((1, 4, 5, channels), (channels, 3, 3, 1), pads=1, group=channels), pad=2)
+        yield Case(*quantized.conv((1, 3, 4, 8), (channels, 1, 1, 8)), pad=1)
+
+
+FAMILIES: tuple[Callable[[], Iterator[Case]], ...] = (
+    convolutions, depthwise_convolutions, winograd_convolutions, matrix_products, pools, elementwise, across_elements, movement,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_float_kernels(family: Callable[[], Iterator[Case]]) -> None:
+    check_emulated(list(family()), find_target(V4))
+
+
+@pytest.mark.parametrize("name", [V4, VNNI])
+def test_quantized_kernels(name: str) -> None:
+    check_emulated(list(integers()), find_target(name))
