@@ -12,7 +12,7 @@ from cortado.backends.targets import find_target
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.choice import Winograd
 from cortado.compiler.kernels.winograd import choose_winograd, lower_winograd
-from cortado.compiler.kernels.winograd_algebra import POINTS, filtering
+from cortado.compiler.kernels.winograd_algebra import POINTS, error_bound, filtering
 from cortado.compiler.program import KernelCall, Operand, contiguous_strides
 from cortado.compiler.target import Target
 from cortado.compiler.types import TensorType
@@ -60,6 +60,26 @@ def test_one_dimension_is_a_correlation(m: int) -> None:
     d, g = rng.standard_normal(f.size), rng.standard_normal(3)
     got = f.output @ ((f.filter @ g) * (f.input @ d))
     np.testing.assert_allclose(got, np.correlate(d, g, "valid"), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("m", POINTS)
+def test_the_error_against_float64_is_within_the_bound(m: int) -> None:
+    f, rng, channels = filtering(m), np.random.default_rng(m), 64
+    w = rng.standard_normal((4, 3, 3, channels)).astype(np.float32)
+    tile = rng.choice([-1.0, 1.0], (f.size, f.size, channels)).astype(np.float32)
+    single = f.filters(w).reshape(f.size, f.size, 4, channels)
+    b, a = f.input.astype(np.float32), f.output.astype(np.float32)
+    v = np.einsum("ij,jlc,kl->ikc", b, tile, b, dtype=np.float32)
+    products = np.einsum("ikoc,ikc->iko", single, v, dtype=np.float32)
+    got = np.einsum("ij,jlo,kl->iko", a, products, a, dtype=np.float32)
+    wide = tile.astype(np.float64)
+    exact = np.zeros((m, m, 4))
+    for y in range(m):
+        for x in range(m):
+            exact[y, x] = np.einsum("ijc,oijc->o", wide[y : y + 3, x : x + 3], w.astype(np.float64))
+    error = np.abs(got - exact).max(axis=(0, 1))
+    allowed = error_bound(f, channels) * np.abs(w).sum(axis=(1, 2, 3))
+    assert (error > 0).all() and (error < allowed).all() and (error * 1e5 > allowed).all()
 
 
 @pytest.mark.parametrize("m", POINTS)
