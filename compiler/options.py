@@ -15,6 +15,7 @@ class CompileOptions:
     """dtype: None keeps the file's types. optimize_for: "speed", "size" or "memory". threads: the number the plan is tuned for.
 
     separate_weights: ship them as a file of their own, which the program loads, instead of inside the library.
+    tuning: sha256 of the file of measured choices that is used.
     step_limit: stop the graph rewrites after this many (None: no limit); with a numeric check this bisects a wrong answer to one rewrite.
     """
 
@@ -26,6 +27,7 @@ class CompileOptions:
     strict: bool = False
     separate_weights: bool = False
     step_limit: int | None = None
+    tuning: str | None = None
 
     def __post_init__(self) -> None:
         if self.name is not None and not isinstance(self.name, str):

@@ -19,16 +19,22 @@ from cortado.compiler.quantize.calibrate import Feeds, MakeExecutor, Progress
 from cortado.compiler.quantize.config import QuantizeConfig
 from cortado.compiler.quantize.record import CalibrationRecord
 from cortado.compiler.target import Target
+from cortado.compiler.tuning import Tuning
 from cortado.compiler.verify import verify
 from cortado.errors import CalibrationError, OptionError
 
 
 def compile_program(
-    graph: Graph, target: Target, options: CompileOptions, calibration: CalibrationRecord | None = None
+    graph: Graph,
+    target: Target,
+    options: CompileOptions,
+    calibration: CalibrationRecord | None = None,
+    tuning: Tuning | None = None,
 ) -> Program:
     """The whole compilation up to machine code.
 
-    calibration: for dtype int8, of this graph. Raises UnsupportedError that lists every node without a kernel, OptionError for a dtype
+    calibration: for dtype int8, of this graph. tuning: measured choices for this target.
+    Raises UnsupportedError that lists every node without a kernel, OptionError for a dtype
     that this graph cannot be given, CalibrationError where the record is missing or of another network.
     """
     if options.dtype not in (None, "float32", "int8"):
@@ -48,7 +54,7 @@ def compile_program(
         graph = quantize.quantize_graph(graph, calibration)
         graph = integer_boundary(graph) if options.io_dtype == "int8" else graph
         verify(graph)
-    return lower(graph, target, options.optimize_for)
+    return lower(graph, target, options.optimize_for, tuning)
 
 
 def calibrate_graph(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from cortado.preprocess import Preprocess
 if TYPE_CHECKING:
     from cortado.compiler.quantize.record import CalibrationRecord
     from cortado.compiler.target import Target
+    from cortado.compiler.tuning import Tuning
 
     Calibration = Iterable[Mapping[str, np.ndarray]] | CalibrationRecord | str | os.PathLike[str]
 
@@ -58,6 +61,7 @@ def compile(
     threads: int = 1,
     strict: bool = False,
     separate_weights: bool = False,
+    tuning: str | os.PathLike[str] | bool | None = None,
 ) -> Model:
     """Native code for a graph.
 
@@ -67,6 +71,8 @@ def compile(
     preprocess: how pictures become the input; kept with the model. name: of the library; None takes the graph's.
     optimize_for: "speed", "size" or "memory". threads: the number that the plan is tuned for; any number runs.
     separate_weights: a file beside the library instead of constants in it.
+    tuning: a file of measured choices that `cortado tune` wrote. None: for "host" the user's own, where there is one, for other targets none,
+    so that their bytes are the same on every machine. False: none.
     Raises UnsupportedError that lists every node without a kernel, TargetError, OptionError, CalibrationError.
     """
     if not isinstance(graph, Graph):
@@ -90,12 +96,14 @@ def compile(
     from cortado.backends.targets import find_target
 
     found = find_target(target) if isinstance(target, str) else target
+    table = _tuning(tuning, found)
+    options = replace(options, tuning=None if table is None else table.sha256)
     start_workers()  # before the imports below: they take as long as starting LLVM does
     from cortado.build import build, source_of
     from cortado.compiler.pipeline import compile_program, quantization_summary
 
     record = None if calibration is None else _record(graph, calibration)
-    program = compile_program(graph, found, options, record)
+    program = compile_program(graph, found, options, record, table)
     quantization = None if record is None else quantization_summary(graph, record)
     prepared = None if preprocess is None else preprocess.to_dict()
     return Model(build(program, found, options, source_of(graph), prepared, quantization))
@@ -122,6 +130,17 @@ def calibrate(
     if not isinstance(graph, Graph):
         raise OptionError(f"calibrate takes a graph, as cortado.load gives it, not {type(graph).__name__}")
     return calibrate_graph(graph, samples, host_executors(), QuantizeConfig(method), before, progress)
+
+
+def _tuning(tuning: str | os.PathLike[str] | bool | None, target: Target) -> Tuning | None:
+    from cortado.database import read_tuning, user_database
+
+    if tuning is True:
+        raise OptionError("tuning=True says nothing: give a file, None or False")
+    if tuning is False or (tuning is None and (target.name != "host" or not user_database().is_file())):
+        return None
+    table = read_tuning(user_database() if tuning is None else Path(tuning), target)
+    return table if tuning is not None or table.choices else None
 
 
 def _record(graph: Graph, calibration: Calibration) -> CalibrationRecord:

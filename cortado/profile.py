@@ -81,9 +81,9 @@ class Profile:
                 f"{self.name} for {self.target}, {self.threads} thread{'s' * (self.threads > 1)}, {self.runs} runs;"
                 " us: fastest of them; GFLOP/s of all steps of a node",
                 "",
-                *_table(header, rows, 4),
+                *aligned(header, rows, 4),
                 "",
-                *_table(("operator", "steps", *header[4:]), summary, 1),
+                *aligned(("operator", "steps", *header[4:]), summary, 1),
                 "",
                 f"whole run   {self.run_min_us:12,.2f} us, median {self.run_median_us:,.2f}",
                 f"all steps   {self.sum_min_us:12,.2f} us, median {self.sum_median_us:,.2f}",
@@ -137,7 +137,7 @@ def _numbers(entry: StepProfile | OperatorProfile) -> tuple[str, ...]:
     return macs, f"{entry.min_us:,.2f}", f"{entry.median_us:,.2f}", f"{100 * entry.share:.1f}%", rate
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:
     """Lines; the first `words` columns flush left, the others right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines = []

@@ -38,3 +38,11 @@ def _caches() -> tuple[Memory, ...]:
         if kind != "Instruction" and size.endswith("K") and size[:-1].isdigit():
             found[f"l{level}"] = int(size[:-1]) << 10
     return tuple(Memory(kind, nbytes) for kind, nbytes in found.items())
+
+
+def processor() -> str:
+    """LLVM's name of this machine's processor: "znver3"."""
+    import llvmlite.binding as llvm
+
+    name: str = llvm.get_host_cpu_name()
+    return name

@@ -1,4 +1,4 @@
-"""The choices that are worth measuring for a node, and those near one of them."""
+"""The choices that are worth measuring for a node: algorithms, then blocks of registers for one, then the loops around."""
 
 from __future__ import annotations
 
@@ -22,27 +22,36 @@ from cortado.compiler.program import Operand
 from cortado.compiler.target import Target
 
 Problem = tuple[Geometry, tuple[GroupAxis, ...], int]  # geometry, groups, and output channels of a group
+MOST_SHAPES = 24  # of register blocks
 SLOWEST = 1.7  # times the cost model's best: what it finds slower than that is not measured
 
 
-def candidates(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, most: int) -> list[Choice]:
-    """At most about `most` choices for a node, the cost model's own first; none for operators without a choice."""
+def algorithms(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[Choice]:
+    """Every algorithm that can do a node, as the cost model would use it; the one it chooses is first. None where nothing is to be chosen."""
     if outs[0].type.size == 0 or node.op not in ("conv", "fc") or node.inputs[1].constant is None:
         return []
     core = core_of(target, SCALAR_OF[outs[0].type.dtype])
     if node.op == "conv" and serves_depthwise(node, parse_epilogue(node.attrs["epilogue"], 2)):
-        return list(_blocks(node, ins, outs, core, most))
-    chosen = choose_winograd(node, ins, outs, target) if node.op == "conv" else None
-    found: list[Choice] = [] if chosen is None else [chosen]
-    found += _tiles(core, _problem(node, ins, outs), most)
+        return [_blocks(node, ins, outs, core)[0]]
+    found: list[Choice] = [_tiles(core, _problem(node, ins, outs), 1)[0]]
     if node.op == "conv" and serves_winograd(node, ins, outs, target):
-        for m in POINTS:
-            problem = product_problem(tiling_of(node, ins, outs, m), outs[0].shape[-1], ins[0].shape[-1])
-            found += [Winograd(m), *(Winograd(m, tiles) for tiles in _tiles(core, problem, max(1, most // 4)))]
+        chosen = choose_winograd(node, ins, outs, target)
+        found = [*([] if chosen is None else [chosen]), *found, *(Winograd(m) for m in POINTS)]
     return list(dict.fromkeys(found))
 
 
-def refinements(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice) -> list[Choice]:
+def shapes(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice) -> list[Choice]:
+    """Other blocks of registers for the algorithm of a choice, the best of the cost model first."""
+    core = core_of(target, SCALAR_OF[outs[0].type.dtype])
+    if isinstance(choice, Depthwise):
+        return list(_blocks(node, ins, outs, core))
+    if isinstance(choice, Direct):
+        return list(_tiles(core, _problem(node, ins, outs), MOST_SHAPES))
+    problem = product_problem(tiling_of(node, ins, outs, choice.m), outs[0].shape[-1], ins[0].shape[-1])
+    return [replace(choice, products=tiles) for tiles in _tiles(core, problem, MOST_SHAPES // 2)]
+
+
+def cuts(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice) -> list[Choice]:
     """Other ways to cut the loops around the tiles of a choice."""
     core = core_of(target, SCALAR_OF[outs[0].type.dtype])
     if isinstance(choice, Direct):
@@ -82,10 +91,10 @@ def _cuts(core: Core, problem: Problem, tiles: Direct) -> list[Direct]:
     return [*found, *([replace(tiles, ahead=not plain.ahead)] if core.prefetch else [])]
 
 
-def _blocks(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], core: Core, most: int) -> list[Depthwise]:
+def _blocks(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], core: Core) -> list[Depthwise]:
     geometry = conv_problem(node, ins, outs)[0]
     channels = ins[0].shape[-1]
     multiplier = outs[0].shape[-1] // channels
     best = Depthwise(*choose_cuts(core, geometry, channels, multiplier)[:2])
     ranked = sorted(block_choices(core, geometry, channels, multiplier), key=lambda entry: entry[0])
-    return [best, *(block for _, block in ranked if block != best)][:most]
+    return [best, *(block for _, block in ranked if block != best)]

@@ -24,6 +24,18 @@ def progress(what: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def status_line() -> Iterator[Callable[[str], None]]:
+    """Takes what goes on, again and again: one line on stderr that changes on a terminal, else a line for each."""
+    if not sys.stderr.isatty():
+        yield lambda text: click.echo(text, err=True)
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield status.update
+
+
 def stage_shower() -> Callable[[str, int], None]:
     """Takes a stage and a count; on a terminal they are one line on stderr that changes, elsewhere nothing."""
     if not sys.stderr.isatty():

@@ -22,6 +22,7 @@ from cortado.cli.profile import profile_command
 from cortado.cli.report import report_command
 from cortado.cli.run import run_command
 from cortado.cli.targets import targets_command
+from cortado.cli.tune import tune_command
 from cortado.cli.verify import verify_command
 from cortado.errors import CortadoError, FitError
 
@@ -46,6 +47,7 @@ for command in (
     report_command,
     profile_command,
     verify_command,
+    tune_command,
     targets_command,
     ops_command,
     demo_command,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 Shape = tuple[int, ...]
 COMPILE_KEYS = (
-    "target", "name", "dtype", "calibrate", "calibration_samples", "save_calibration", "io_dtype", "threads", "separate_weights",
+    "target", "name", "dtype", "calibrate", "calibration_samples", "save_calibration", "io_dtype", "threads", "separate_weights", "tuning",
 )  # fmt: skip
 CALIBRATION_KEYS = ("calibrate", "calibration_samples", "save_calibration")
 
@@ -46,6 +46,13 @@ class InputShape(click.ParamType):
         if not equals or not name or any(size < 0 for size in shape):
             self.fail(f"{value!r}: expected a name and a shape, such as data=1,3,227,227", param, ctx)
         return name, shape, dtype or None
+
+
+class TuningFile(click.Path):
+    """A file, or "none" for False."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return False if value is False or value == "none" else super().convert(value, param, ctx)
 
 
 @dataclass(frozen=True)
@@ -226,6 +233,12 @@ def compile_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--separate-weights", is_flag=True, default=None, help="Weights in a file of their own, not in the library."
+        ),
+        click.option(
+            "--tuning",
+            type=TuningFile(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE|none",
+            help="Measured choices that `cortado tune` kept; else, for host alone, the user's own file.",
         ),
     ]
 
