@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cortado.compiler.branches import Guards, Taken, guards_of, in_order
 from cortado.compiler.counts import Counts
 from cortado.compiler.graph import Graph, Node, Value
 from cortado.errors import UnsupportedError
+
+
+class Found(NamedTuple):
+    """Of `most` rows (leading axes of one element aside, along the first axis) as many are real as `count` (int32[1]) says."""
+
+    count: Value
+    most: int
 
 
 @dataclass
@@ -23,8 +31,8 @@ class Conditions:
     def tests(self, node: Node, also: Guards = frozenset()) -> list[Taken]:
         return in_order(self.guards[node] | also, self.order)
 
-    def rows(self, value: Value) -> Value | None:
-        """What counts the rows of a value, where they lie along its first axis of more than one element; None: all are made.
+    def rows(self, value: Value) -> Found | None:
+        """The rows of a value that are found at run time, where they lie along its first axis; None: all are made.
 
         Rows behind those that are counted need not be made: nothing reads them but what treats rows one by one.
         """
@@ -34,18 +42,18 @@ class Conditions:
             return None
         if found is None or math.prod(value.shape[: found.axis]) != 1 or found.count.constant is not None:
             return None
-        return found.count
+        return Found(found.count, value.shape[found.axis])
 
-    def rows_of_node(self, node: Node) -> Value | None:
-        """What counts the rows of all outputs of a node, where that is known before it runs."""
-        found = {self.rows(node.out(index)) for index in range(len(node.types))}
-        count = found.pop() if len(found) == 1 else None
-        return count if count is not None and count.node is not node else None
+    def rows_of_node(self, node: Node) -> Found | None:
+        """The rows of all outputs of a node, where their number is known before it runs."""
+        different = {self.rows(node.out(index)) for index in range(len(node.types))}
+        found = different.pop() if len(different) == 1 else None
+        return found if found is not None and found.count.node is not node else None
 
     def reads(self, node: Node) -> list[Value]:
         """What the steps of a node read beside its inputs."""
-        counts = [self.rows_of_node(node), *(self.rows(value) for value in node.inputs)]
-        return [*(test.condition for test in self.guards[node]), *(count for count in counts if count is not None)]
+        found = [self.rows_of_node(node), *(self.rows(value) for value in node.inputs)]
+        return [*(test.condition for test in self.guards[node]), *(rows.count for rows in found if rows is not None)]
 
 
 def conditions_of(graph: Graph, order: Sequence[Node]) -> Conditions:

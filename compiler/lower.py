@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cortado.compiler.branches import Guards, taken
-from cortado.compiler.conditions import Conditions, conditions_of
+from cortado.compiler.conditions import Conditions, Found, conditions_of
 from cortado.compiler.graph import Graph, Node, Value
 from cortado.compiler.kernels.move import lower_copy
 from cortado.compiler.kernels.table import LOWERINGS, Lowering, lowerings
@@ -100,7 +100,10 @@ def _lower_node(node: Node, storage: Storage, steps: _Steps) -> None:
 
 @dataclass(eq=False)
 class _Pending:
-    """A step whose buffers have no offsets yet: (root, offset in bytes) per pointer, as for guards and the count of `rows` rows."""
+    """A step whose buffers have no offsets yet: (root, offset in bytes) per pointer, as for guards.
+
+    count: where the number of rows is, and the most there can be.
+    """
 
     call: KernelCall
     places: tuple[tuple[Root, int], ...]
@@ -108,24 +111,22 @@ class _Pending:
     node: Node
     macs: int
     guards: tuple[tuple[tuple[Root, int], bool], ...]
-    count: tuple[Root, int] | None
-    rows: int
+    count: tuple[tuple[Root, int], int] | None
 
     @property
     def touched(self) -> Iterator[Root]:
-        for root, _ in (*self.places, *(place for place, _ in self.guards), *([self.count] if self.count else [])):
+        for root, _ in (*self.places, *(place for place, _ in self.guards), *([self.count[0]] if self.count else [])):
             yield root
 
 
 @dataclass(frozen=True, eq=False)
 class _Made:
-    """What a step is for. count: of the rows of `value`, or None; guards: beside those of the node."""
+    """What a step is for. rows: those that it makes where they are counted; guards: beside those of the node."""
 
     name: str
     node: Node
     macs: int
-    count: Value | None
-    value: Value
+    rows: Found | None
     guards: Guards = frozenset()
 
 
@@ -150,14 +151,14 @@ class _Steps:
         outputs = [(node.types[i], storage.places[node.out(i)]) for i in range(len(node.types))]
         count = OPS[node.op].macs
         macs = count([value.type for value in node.inputs], node.attrs) if count is not None else 0
-        rows = self.conditions.rows_of_node(node), node.out()
+        rows = self.conditions.rows_of_node(node)
         for number, call in enumerate(lowering(node, ins, outs, self.target)):
-            self._add(call, inputs, outputs, _Made(node.name, node, 0 if number else macs, *rows))
+            self._add(call, inputs, outputs, _Made(node.name, node, 0 if number else macs, rows))
 
     def copy(self, node: Node, value: Value, source: Place, destination: Place, name: str, guards: Guards = frozenset()) -> None:
         """A step of `node` that copies the elements of `value`. guards: what it needs beside those of the node."""
         ins, outs = [Operand(value.type, source.strides)], [Operand(value.type, destination.strides)]
-        made = _Made(name, node, 0, self.conditions.rows(value), value, guards)
+        made = _Made(name, node, 0, self.conditions.rows(value), guards)
         for call in lower_copy(node, ins, outs, self.target):
             self._add(call, [(value.type, source)], [(value.type, destination)], made)
 
@@ -177,10 +178,10 @@ class _Steps:
                 places.append(self._place(*(ins if ref.kind == "input" else outs)[ref.index], ref.offset))
         tests = self.conditions.tests(made.node, made.guards)
         guards = tuple((self._place(t.condition.type, self.storage.places[t.condition]), t.wanted) for t in tests)
-        count, rows = None, next((size for size in made.value.shape if size != 1), 1)
-        if call.groups and made.count is not None:
-            count = self._place(made.count.type, self.storage.places[made.count])
-        self.pending.append(_Pending(call, tuple(places), made.name, made.node, made.macs, guards, count, rows))
+        count = None
+        if call.groups and made.rows is not None:
+            count = self._place(made.rows.count.type, self.storage.places[made.rows.count]), made.rows.most
+        self.pending.append(_Pending(call, tuple(places), made.name, made.node, made.macs, guards, count))
 
     def _place(self, type_: TensorType, place: Place, offset: int = 0) -> tuple[Root, int]:
         root = place.root
@@ -259,7 +260,7 @@ class _Steps:
         args = tuple(map(argument, pending.places))
         kernel = legalize(call.kernel, self.target)
         guards = tuple(Guard(argument(place), wanted) for place, wanted in pending.guards)
-        limit = None if pending.count is None else Limit(argument(pending.count), pending.rows, call.groups)
+        limit = None if pending.count is None else Limit(argument(pending.count[0]), pending.count[1], call.groups)
         shape = node.types[0].shape
         return Step(kernel, args, call.tasks, pending.name, node.op, node.origin, pending.macs, shape, guards, limit)
 

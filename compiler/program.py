@@ -58,8 +58,8 @@ class KernelCall:
     """One kernel launch of a node. Drivers take one ptr per ref, then `begin` and `end` (index): the range of tasks to do.
 
     tasks: how many independent tasks there are; any partition of range(tasks), in any order or in parallel, gives the same bits.
-    groups: where the tasks are `groups` equal runs in the order of axis 0 of output 0, so that of N rows there the first n are made by
-    the first ceil(n * groups / N) runs; 0 where they are not in this order.
+    groups: where the tasks are `groups` equal runs in the order of output 0's rows (along its first axis of more than one element), so
+    that of N rows the first n are made by the first ceil(n * groups / N) runs; 0 where they are not in this order.
     """
 
     kernel: Kernel

@@ -269,7 +269,7 @@ def _written_as(value: Value, strides: tuple[int, ...]) -> tuple[Value, tuple[in
 def _last_reads(graph: Graph, order: Sequence[Node], conditions: Conditions) -> Mapping[Value, int]:
     """The last step that reads a value, directly or through views of it (a copied output is read at the very end)."""
     last: dict[Value, int] = {value: len(order) for value in graph.output_values()}
-    last.update((count, len(order)) for count in map(conditions.rows, graph.output_values()) if count is not None)
+    last.update((rows.count, len(order)) for rows in map(conditions.rows, graph.output_values()) if rows is not None)
     for step in range(len(order) - 1, -1, -1):
         node = order[step]
         for value in (*node.inputs, *conditions.reads(node)):

@@ -110,7 +110,7 @@ def _tensors(name: str, side: str, count: str, tensors: Sequence[tuple[str, Tens
         elements = math.prod(info.shape)
         layout = f" {info.layout}" if info.layout else ""
         note = f", {_BITS_ONLY[info.dtype]}" if info.dtype in _BITS_ONLY else ""
-        note += f"; as many rows as {_comment(info.count)} says are real, the rest are zeros" if info.count is not None else ""
+        note += f"; as many rows as {_comment(info.count)} says are real, the rest mean nothing" if info.count is not None else ""
         key = f"{side}_{identifier}"
         rows = [
             (key, str(position), f"{_comment(blob)}: {info.dtype}{list(info.shape)}{layout}{note}"),

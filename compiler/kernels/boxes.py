@@ -115,7 +115,9 @@ def lower_bbox_transform(node: Node, ins: Sequence[Operand], outs: Sequence[Oper
         k.loop(0, out.shape[1] // wide, 1, one)
 
     task_loop(k, begin, end, [out.shape[0]], lambda at: row(at[0]))
-    return [KernelCall(k.finish(), (Ref("input", 0), Ref("input", 1), Ref("input", 2), Ref("output", 0)), out.shape[0])]
+    return [
+        KernelCall(k.finish(), (Ref("input", 0), Ref("input", 1), Ref("input", 2), Ref("output", 0)), out.shape[0], out.shape[0])
+    ]
 
 
 def lower_image_splits(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:

@@ -43,10 +43,12 @@ def lower_contraction(
     epilogue: Epilogue,
     target: Target,
     direct: Direct | None = None,
+    in_order: bool = True,
 ) -> list[KernelCall]:
     """The kernel calls of a layer that is a contraction: perhaps one that packs weights known only at run time, then the layer's.
 
     outputs: channels of one group of out. direct: the register block and cuts; None for the cost model's.
+    in_order: rows of out are rows of the geometry, not groups.
     """
     scalar = SCALAR_OF[out.type.dtype]
     core = core_of(target, scalar)
@@ -57,7 +59,10 @@ def lower_contraction(
     kernel = contraction_driver(f"{family}_{scalar}", layer, core, target, tile_kernel)
     calls, packed = _packed_weights(weights, layer, epilogue, target)
     residual = [] if epilogue.residual is None else [Ref("input", epilogue.residual)]
-    return [*calls, KernelCall(kernel, (a, packed, *residual, Ref("output", 0)), partition.tasks)]
+    return [
+        *calls,
+        KernelCall(kernel, (a, packed, *residual, Ref("output", 0)), partition.tasks, partition.blocks if in_order else 0),
+    ]
 
 
 def _packed_weights(weights: Weights, layer: Contraction, epilogue: Epilogue, target: Target) -> tuple[list[KernelCall], Ref]:

@@ -110,4 +110,4 @@ def _moved(call: KernelCall, offsets: Mapping[tuple[str, int | None], int]) -> K
     refs = tuple(
         replace(ref, offset=offsets[ref.kind, ref.index]) if offsets.get((ref.kind, ref.index)) else ref for ref in call.refs
     )
-    return KernelCall(call.kernel, refs, call.tasks)
+    return replace(call, refs=refs)

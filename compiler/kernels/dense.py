@@ -33,7 +33,7 @@ def lower_fc(
     geometry, groups, outputs = fc_problem(node, ins, outs)
     source = WeightSource((), w.strides[0], ((w.shape[1], w.strides[1]),), epilogue.bias is not None)
     weights = known_weights(node, epilogue, 1, source)
-    return lower_contraction("fc", Ref("input", 0), weights, out, geometry, groups, outputs, epilogue, target, direct)
+    return lower_contraction("fc", Ref("input", 0), weights, out, geometry, groups, outputs, epilogue, target, direct, not groups)
 
 
 def fc_problem(node: Node, ins: Sequence[Operand], outs: Sequence[Operand]) -> tuple[Geometry, tuple[GroupAxis, ...], int]:
@@ -75,7 +75,10 @@ def lower_batch_matmul(node: Node, ins: Sequence[Operand], outs: Sequence[Operan
     if filters is not None:
         filters = (filters if node.attrs["transpose_b"] else np.swapaxes(filters, -1, -2)).reshape(distinct, b.columns[0], -1)
     weights, outputs = Weights(source, filters, None), b.columns[0]
-    return calls + lower_contraction("matmul", rows, weights, out, geometry, tuple(reversed(groups)), outputs, Epilogue(), target)
+    in_order = math.prod(batch) == 1
+    return calls + lower_contraction(
+        "matmul", rows, weights, out, geometry, tuple(reversed(groups)), outputs, Epilogue(), target, None, in_order
+    )
 
 
 @dataclass(frozen=True)

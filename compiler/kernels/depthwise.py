@@ -59,7 +59,7 @@ def lower_depthwise(
     packed = Ref("weights", array=pack_steps(filters, None if bias is None else bias[:, None], layer))
     residual = [] if epilogue.residual is None else [Ref("input", epilogue.residual)]
     kernel = depthwise_driver(layer, target, block_kernel)
-    return [KernelCall(kernel, (Ref("input", 0), packed, *residual, Ref("output", 0)), layer.tasks)]
+    return [KernelCall(kernel, (Ref("input", 0), packed, *residual, Ref("output", 0)), layer.tasks, layer.tasks)]
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,8 @@ def lower_gather(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], ta
         _copy_row(k, scalar, after.shape[-1], places, (after.strides[0][-1], after.strides[1][-1]))
 
     task_loop(k, begin, end, dims[:lead], lambda head: nest(k, dims[lead:], lambda tail: row([*head, *tail])))
-    return [KernelCall(k.finish(), (Ref("input", 0), Ref("input", 1), Ref("output", 0)), prod(dims[:lead]))]
+    tasks = prod(dims[:lead])
+    return [KernelCall(k.finish(), (Ref("input", 0), Ref("input", 1), Ref("output", 0)), tasks, tasks)]
 
 
 def _copy_row(k: KernelBuilder, scalar: str, length: int, places: tuple[Val, Val], strides: tuple[int, int]) -> None:
@@ -175,7 +176,8 @@ def lower_pad(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targe
             )
 
     task_loop(k, begin, end, dims[:lead], lambda head: nest(k, dims[lead:], lambda tail: row([*head, *tail])))
-    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), prod(dims[:lead]))]
+    tasks = prod(dims[:lead])
+    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks, tasks)]
 
 
 def _bits(value: float, dtype: np.dtype) -> int:

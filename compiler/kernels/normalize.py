@@ -48,7 +48,8 @@ def lower_lrn(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targe
             _border(k, node, (come, go), at, half, channels, lanes)
 
     task_loop(k, begin, end, space.shape[:lead], lambda head: nest(k, space.shape[lead:], lambda tail: pixel([*head, *tail])))
-    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), prod(space.shape[:lead]))]
+    tasks = prod(space.shape[:lead])
+    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks, tasks)]
 
 
 def _border(k: KernelBuilder, node: Node, places: tuple[Val, Val], at: int, half: int, channels: int, lanes: int) -> None:

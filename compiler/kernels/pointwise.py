@@ -107,7 +107,7 @@ def map_elements(
     emitter.prepare()
     tasks = rows(k, begin, end, space.shape, lanes * emitter.unroll, emitter.row)
     refs = (*(Ref("input", i) for i in range(len(ins))), Ref("output", 0))
-    return [KernelCall(k.finish(), refs, tasks)]
+    return [KernelCall(k.finish(), refs, tasks, tasks)]
 
 
 def _periodic(space: Space, lanes: int) -> tuple[Space, int]:

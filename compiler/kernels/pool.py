@@ -131,7 +131,7 @@ def lower_pool(
     types = Type(scalar, lanes), Type(memory, lanes)
     pool = _Pool(k, axes, *types, channels, reduction, (x.shape[0], x.strides[0], y.strides[0]), source, sink)
     tasks = pool.by_columns(begin, end) if pool.outputs else pool.by_windows(begin, end)
-    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks)]
+    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks, tasks)]
 
 
 def _as_one(axes: list[_Axis]) -> list[_Axis]:

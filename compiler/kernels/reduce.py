@@ -43,7 +43,7 @@ def lower_reduce(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], ta
         k, scalar, reduction, outer.shape, outer.strides[0], outer.strides[1], inner.shape, inner.strides[0], source, sink
     )
     tasks = body.across(begin, end) if body.kept_vectors else body.along(begin, end)
-    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks)]
+    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks, tasks)]
 
 
 @dataclass(frozen=True)

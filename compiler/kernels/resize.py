@@ -133,4 +133,5 @@ def _by_rows(
 
     task_loop(k, begin, end, dims[:lead], lambda head: nest(k, dims[lead:], lambda tail: each([*head, *tail])))
     refs = (Ref("input", 0), *(Ref("weights", array=table) for table in tables), Ref("output", 0))
-    return [KernelCall(k.finish(), refs, int(np.prod(dims[:lead])))]
+    tasks = int(np.prod(dims[:lead]))
+    return [KernelCall(k.finish(), refs, tasks, tasks)]

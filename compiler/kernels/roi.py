@@ -50,7 +50,8 @@ def lower_roi_align(node: Node, ins: Sequence[Operand], outs: Sequence[Operand],
         )
 
     task_loop(k, begin, end, out.shape[:2], lambda at: row(*at))
-    return [KernelCall(k.finish(), (Ref("input", 0), Ref("input", 1), Ref("output", 0)), out.shape[0] * out.shape[1])]
+    tasks = out.shape[0] * out.shape[1]
+    return [KernelCall(k.finish(), (Ref("input", 0), Ref("input", 1), Ref("output", 0)), tasks, tasks)]
 
 
 class Samples:
@@ -169,7 +170,8 @@ def lower_roi_pool(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], 
 
     task_loop(k, begin, end, out.shape[:2], lambda at: row(*at))
     refs = (Ref("input", 0), Ref("input", 1), Ref("output", 0), Ref("output", 1))
-    return [KernelCall(k.finish(), refs, out.shape[0] * out.shape[1])]
+    tasks = out.shape[0] * out.shape[1]
+    return [KernelCall(k.finish(), refs, tasks, tasks)]
 
 
 def _at(operand: Operand, *coordinates: Val) -> Val:
@@ -230,7 +232,8 @@ def lower_heatmap_keypoint(node: Node, ins: Sequence[Operand], outs: Sequence[Op
             k.store(sink, value, number * out.strides[0] + keypoint + i * out.strides[1])
 
     task_loop(k, begin, end, maps.shape[:2], lambda at: point(*at))
-    return [KernelCall(k.finish(), (Ref("input", 0), Ref("input", 1), Ref("output", 0)), maps.shape[0] * maps.shape[1])]
+    tasks = maps.shape[0] * maps.shape[1]
+    return [KernelCall(k.finish(), (Ref("input", 0), Ref("input", 1), Ref("output", 0)), tasks, tasks)]
 
 
 class _Heat:

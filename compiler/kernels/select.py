@@ -36,7 +36,7 @@ def lower_arg(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targe
     search = _Search(k, node, x, y)
     begin, end = drivers(k)
     tasks = search.across(begin, end) if search.kept_vectors else search.along(begin, end)
-    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks)]
+    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks, tasks)]
 
 
 class _Search:
@@ -160,7 +160,8 @@ def lower_top_k(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], tar
 
     task_loop(k, begin, end, space.shape[:lead], lambda head: nest(k, space.shape[lead:], lambda tail: result([*head, *tail])))
     refs = (Ref("input", 0), Ref("output", 0), Ref("output", 1))
-    return [KernelCall(k.finish(), refs, prod(space.shape[:lead]))]
+    tasks = prod(space.shape[:lead])
+    return [KernelCall(k.finish(), refs, tasks, tasks if prod(x.shape[:axis]) > 1 else 0)]
 
 
 class _Ranking:

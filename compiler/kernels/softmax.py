@@ -72,7 +72,7 @@ def lower_softmax(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], t
         lead = leading_axes(space.shape)
         task_loop(k, begin, end, space.shape[:lead], lambda head: nest(k, space.shape[lead:], lambda tail: along([*head, *tail])))
         tasks = prod(space.shape[:lead])
-    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks)]
+    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks, tasks if prod(x.shape[:axis]) > 1 else 0)]
 
 
 def _few_classes(k: KernelBuilder, places: tuple[Val, Val], size: int, lanes: int, pieces: list[Piece]) -> None:

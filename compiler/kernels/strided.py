@@ -51,7 +51,7 @@ def strided_copy(
     copy = _Copy(k, MOVED_AS[itemsize], itemsize, _simplified(shape, come, go), k.param("in0"), k.param("out"))
     begin, end = drivers(k)
     tasks = copy.record(begin, end)
-    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks)]
+    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks, tasks if copy.in_order else 0)]
 
 
 def _simplified(shape: Sequence[int], come: Sequence[int], go: Sequence[int]) -> list[Axis]:
@@ -105,6 +105,11 @@ class _Copy:
     axes: list[Axis]
     source: Val
     sink: Val
+
+    @property
+    def in_order(self) -> bool:
+        """Whether tasks come in the order of the destination's outermost axis: where that is not taken apart to be transposed."""
+        return len(self.axes) == 1 or self.axes[0].come != 1 or self.axes[-1].come in (0, 1)
 
     def record(self, begin: Val, end: Val) -> int:
         """The whole kernel's body; returns its number of tasks."""

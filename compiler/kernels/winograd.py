@@ -147,9 +147,9 @@ def lower_winograd(
     beside = None if epilogue.residual is None else ins[epilogue.residual]
     tasks = tiling.images * tiling.rows
     return [
-        KernelCall(_input_driver(tiling, ins[0], v_stride, target), (Ref("input", 0), v), tasks),
+        KernelCall(_input_driver(tiling, ins[0], v_stride, target), (Ref("input", 0), v), tasks, tasks),
         *multiply,
-        KernelCall(_output_driver(tiling, outs[0], beside, epilogue, m_stride, target), back, tasks),
+        KernelCall(_output_driver(tiling, outs[0], beside, epilogue, m_stride, target), back, tasks, tasks),
     ]
 
 
@@ -165,7 +165,7 @@ def _input_driver(tiling: Tiling, x: Operand, product: int, target: Target) -> K
     interior, border = (input_kernel(tiling.f, at_border, target) for at_border in (False, True))
     channels, m, size = x.shape[3], tiling.f.m, tiling.f.size
     top, left = tiling.before
-    inner = _inner(tiling.columns, m, left, tiling.width, size)
+    inner = inner_tiles(tiling.columns, m, left, tiling.width, size)
 
     def task(number: Val) -> None:
         image, row = number // tiling.rows, number % tiling.rows
@@ -193,7 +193,7 @@ def _input_driver(tiling: Tiling, x: Operand, product: int, target: Target) -> K
     return k.finish()
 
 
-def _inner(tiles: int, m: int, before: int, length: int, size: int) -> tuple[int, int]:
+def inner_tiles(tiles: int, m: int, before: int, length: int, size: int) -> tuple[int, int]:
     """The range of tiles along an axis that read nothing outside of the image."""
     fits = [t for t in range(tiles) if t * m - before >= 0 and t * m - before + size <= length]
     return (fits[0], fits[-1] + 1) if fits else (tiles, tiles)
