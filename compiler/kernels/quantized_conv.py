@@ -15,15 +15,28 @@ from cortado.compiler.kernels.geometry import Geometry, conv_geometry, rows_geom
 from cortado.compiler.kernels.packing import pack_panels
 from cortado.compiler.kernels.quantized_depthwise import lower_q_depthwise, serves_q_depthwise
 from cortado.compiler.kernels.quantized_stage import Staged, stage
+from cortado.compiler.kernels.quantized_sums import (
+    centred_weights,
+    choose_dot,
+    dot_core,
+    folded_bias,
+    packed_words,
+    requantization,
+)
 from cortado.compiler.kernels.quantized_tile import Dot
-from cortado.compiler.kernels.requantize import Requantization, multiplier_rows
-from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition, core_of
-from cortado.compiler.lang import I32
-from cortado.compiler.ops.quantized import output_scales, residual_scale, weight_quant
+from cortado.compiler.kernels.quantized_winograd import choose_q_winograd, lower_q_winograd
+from cortado.compiler.kernels.requantize import multiplier_rows
+from cortado.compiler.kernels.tiling import choose_panels, choose_partition
+from cortado.compiler.ops.quantized import output_scales
 from cortado.compiler.ops.requantize import scale_of
 from cortado.compiler.program import KernelCall, Operand, Ref
 from cortado.compiler.target import Target
-from cortado.errors import UnsupportedError
+
+
+def lower_q_conv_larger(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
+    """As `lower_q_conv`, where larger weights and buffers are worth it for speed."""
+    m = choose_q_winograd(node, ins, outs, target)
+    return lower_q_conv(node, ins, outs, target) if m is None else lower_q_winograd(node, ins, outs, m, target)
 
 
 def lower_q_conv(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
@@ -62,52 +75,6 @@ def lower_q_fc(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targ
     return _contraction("q_fc", node, staged, dot, w, geometry, groups, out.shape[-1], target)
 
 
-def centred_weights(node: Node) -> np.ndarray:
-    """int16 weights without their zero points. UnsupportedError where weights or bias are known only at run time."""
-    w, bias = node.inputs[1].constant, node.inputs[2].constant
-    if w is None or bias is None:
-        raise UnsupportedError(f"{node.op} {node.name}: quantized weights and bias must be constants", [node.name])
-    zeros = weight_quant(node.inputs[1].type)[1]
-    return w.astype(np.int16) - zeros.astype(np.int16).reshape(-1, *[1] * (w.ndim - 1))
-
-
-def choose_dot(node: Node, w: np.ndarray, target: Target) -> Dot:
-    """dot4 where the target has it and the weights fit a byte, else dot2."""
-    vector = I32.with_lanes(target.lanes("i32"))
-    fits = bool(w.size == 0 or (w.min() >= -128 and w.max() <= 127))
-    four = fits and target.has("dot4", vector, vector, vector)
-    return Dot("dot4" if four else "dot2", node.inputs[0].type.dtype == "int8")
-
-
-def dot_core(target: Target, dot: Dot) -> Core:
-    """The cost model's core for 32-bit words. A product that is not added by the same instruction takes registers."""
-    core = core_of(target, "i32")
-    fused = dot.name == "dot4" or any(feature in target.features for feature in ("+avx512vnni", "+avxvnni"))
-    return replace(core, registers=core.registers - (0 if fused or core.in_order else 2), fused=core.lanes > 1, by_lane=False)
-
-
-def requantization(node: Node) -> Requantization:
-    types, attrs = [value.type for value in node.inputs], node.attrs
-    beside, signed = (0, 0), True
-    if len(types) == 4:
-        scale, zero = residual_scale(types, attrs)
-        beside, signed = (int(scale.view(np.uint32)), zero), types[3].dtype == "int8"
-    zero = attrs["quant"].zero_points[0]
-    return Requantization(True, len(types) == 4, None, attrs["rounding"], zero, attrs["lo"], attrs["hi"], beside, signed)
-
-
-def folded_bias(node: Node, w: np.ndarray, dot: Dot) -> np.ndarray:
-    """int32[O]: the bias, with what the zero point contributes where dot4 multiplies it."""
-    bias = node.inputs[2].constant
-    assert bias is not None
-    if dot.name != "dot4":
-        return bias
-    kind = node.inputs[0].type
-    zero = scale_of(kind)[1] + (128 if kind.dtype == "int8" else 0)
-    moved = zero * w.reshape(w.shape[0], -1).sum(axis=1, dtype=np.int64)
-    return (bias - moved).astype(np.int32)
-
-
 def _contraction(
     family: str, node: Node, staged: Staged, dot: Dot, w: np.ndarray, geometry: Geometry, groups: tuple[GroupAxis, ...],
     outputs: int, target: Target,
@@ -123,16 +90,8 @@ def _contraction(
     types = [value.type for value in node.inputs]
     rows = np.concatenate([folded_bias(node, w, dot)[None], multiplier_rows(output_scales(types, node.attrs), epilogue.rounding)])
     packed_groups = w.shape[0] // outputs
-    words = _words(w, dot).reshape(packed_groups, outputs, -1)[:, :, geometry.weight_order(partition.k_part)]
+    words = packed_words(w, dot).reshape(packed_groups, outputs, -1)[:, :, geometry.weight_order(partition.k_part)]
     head = rows.T.reshape(packed_groups, outputs, -1)
     weights = Ref("weights", array=pack_panels(np.concatenate([head, words], axis=2), None, panels))
     residual = [Ref("input", 3)] if epilogue.residual else []
     return [*staged.calls, KernelCall(kernel, (staged.ref, weights, *residual, Ref("output", 0)), partition.tasks)]
-
-
-def _words(w: np.ndarray, dot: Dot) -> np.ndarray:
-    """w[O,*K,C] int16 -> int32[O,*K,words]: neighbouring channels in a word, zero past the last one."""
-    room = -w.shape[-1] % dot.neighbours
-    padded = np.pad(w, [(0, 0)] * (w.ndim - 1) + [(0, room)])
-    padded = padded.astype("<i2" if dot.name == "dot2" else np.int8)
-    return np.ascontiguousarray(padded).view("<i4").astype(np.int32)

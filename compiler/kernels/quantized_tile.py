@@ -50,7 +50,7 @@ class _QuantizedTile(Tile):
 
     def spread_element(self, row: Val, step: int) -> Val:
         word = super().spread_element(row, step)
-        return word ^ 0x80808080 if self.dot.flip else word
+        return self.k.virtual("flip_signs", word) if self.dot.flip else word
 
     def multiply_add(self, values: dict[int, Val], step: int, r: int, v: int, a: Val, w: Val) -> None:
         i = ((step % self.spec.splits) * self.spec.rows + r) * self.spec.vectors + v
@@ -59,7 +59,9 @@ class _QuantizedTile(Tile):
     def finish(self, accumulators: list[Val], outs: Sequence[Val], first: Val) -> None:
         k, spec = self.k, self.spec
         kind = spec.epilogue
-        assert isinstance(kind, Requantization)
+        if not isinstance(kind, Requantization):
+            super().finish(accumulators, outs, first)
+            return
         rows = [
             [k.load(self.p["bias"], self.vector, (row * spec.vectors + v) * self.lanes) for row in range(1, kind.header)]
             for v in range(spec.vectors)

@@ -20,7 +20,7 @@ from cortado.compiler.kernels.pointwise import lower_elementwise, lower_pointwis
 from cortado.compiler.kernels.pool import lower_average_pool, lower_max_pool
 from cortado.compiler.kernels.proposals import lower_generate_proposals
 from cortado.compiler.kernels.quantized_average import lower_q_average_pool, lower_q_mean
-from cortado.compiler.kernels.quantized_conv import lower_q_conv, lower_q_fc
+from cortado.compiler.kernels.quantized_conv import lower_q_conv, lower_q_conv_larger, lower_q_fc
 from cortado.compiler.kernels.quantized_pointwise import lower_dequantize, lower_q_add, lower_q_mul, lower_quantize
 from cortado.compiler.kernels.quantized_roi import lower_q_roi_align
 from cortado.compiler.kernels.quantized_table import lower_q_softmax, lower_q_table
@@ -78,7 +78,8 @@ def lower_fastest(
 def lowerings(optimize_for: str, tuning: Tuning | None = None) -> Mapping[str, Lowering]:
     """By operator, for a goal of `CompileOptions`: larger weights and buffers are worth it for "speed" only."""
     fastest = partial(lower_fastest, larger=optimize_for == "speed", tuning=tuning)
-    return {**LOWERINGS, "conv": fastest, "fc": fastest}
+    q_conv = lower_q_conv_larger if optimize_for == "speed" else lower_q_conv
+    return {**LOWERINGS, "conv": fastest, "fc": fastest, "q_conv": q_conv}
 
 
 LOWERINGS: Mapping[str, Lowering] = {

@@ -1,0 +1,225 @@
+"""Quantized 3x3 convolutions of stride 1 by Winograd's minimal filtering in whole numbers: the same bits as multiplying directly.
+
+Transformed inputs and weights are int16, their products are summed by dot2. Against four-byte dot instructions that is half the rate,
+against two-byte ones no loss, for 2.25 or 4 times fewer multiply-adds. Which sums are exact is proven from the weights
+(`quantized_filtering`). Three kernel calls, as in `winograd`: inputs, matrix products, outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cortado.compiler.builder import KernelBuilder, Number, Val
+from cortado.compiler.graph import Node
+from cortado.compiler.kernels.driver import Contraction, GroupAxis, contraction_driver
+from cortado.compiler.kernels.epilogue import EpilogueKind
+from cortado.compiler.kernels.geometry import conv_geometry, rows_geometry
+from cortado.compiler.kernels.packing import pack_panels
+from cortado.compiler.kernels.quantized_filtering import WholeFiltering, whole_filtering
+from cortado.compiler.kernels.quantized_sums import centred_weights, choose_dot, dot_core, packed_words, requantization
+from cortado.compiler.kernels.quantized_tile import Dot
+from cortado.compiler.kernels.quantized_winograd_tiles import input_kernel, output_kernel
+from cortado.compiler.kernels.requantize import Requantization, multiplier_rows
+from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition, panel_cycles
+from cortado.compiler.kernels.winograd import GAIN, Tiling, inner_tiles
+from cortado.compiler.kernels.winograd_algebra import POINTS, TAPS
+from cortado.compiler.lang import INDEX, Kernel
+from cortado.compiler.ops.quantized import output_scales
+from cortado.compiler.ops.requantize import scale_of
+from cortado.compiler.program import KernelCall, Operand, Ref, contiguous_strides
+from cortado.compiler.target import Target
+from cortado.compiler.types import TensorType
+
+TRANSFORM_INPUT, TRANSFORM_OUTPUT = 3.0, 3.5  # cycles per product and vector of channels, loads and stores included
+STREAM = 5.0  # bytes a cycle that weights arrive with: those of networks whose weights outgrow all caches
+LEAST_LANES = 8  # of int16: with fewer the transforms of inputs do not pay
+
+
+def serves_q_winograd(node: Node, outs: Sequence[Operand], target: Target) -> bool:
+    """Whether the convolution can be done so: 3x3 of stride 1 without groups, whole vectors of channels, vectors of integers."""
+    w, attrs = node.inputs[1].constant, node.attrs
+    if w is None or node.inputs[2].constant is None or outs[0].type.size == 0 or target.lanes("i32") == 1:
+        return False
+    if (
+        w.ndim != 4
+        or w.shape[1:3] != (TAPS, TAPS)
+        or attrs["group"] != 1
+        or set(attrs["strides"]) | set(attrs["dilations"]) != {1}
+    ):
+        return False
+    return w.shape[0] % target.lanes("i32") == 0 and w.shape[3] % LEAST_LANES == 0 and min(attrs["pads_begin"]) >= 0
+
+
+def choose_q_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> int | None:
+    """The m of F(m, 3) with which Winograd is clearly faster than multiplying directly, or None: also where it cannot be done."""
+    if not serves_q_winograd(node, outs, target):
+        return None
+    x, out, w = ins[0], outs[0], centred_weights(node)
+    direct_dot = choose_dot(node, w, target)
+    channels, outputs = x.shape[-1], out.shape[-1]
+    geometry = conv_geometry(x, out, None, (TAPS, TAPS), -(-channels // direct_dot.neighbours), node.attrs)
+    direct = geometry.rows * _cycles(dot_core(target, direct_dot), outputs, geometry.width.outputs, geometry.depth_of_sum)
+    core = dot_core(target, Dot("dot2"))
+    best: tuple[float, int] | None = None
+    for m in POINTS:
+        f = whole_filtering(m)
+        tiling = _tiling(node, ins, outs, f)
+        products = f.size**2
+        cycles = products * _cycles(core, outputs, tiling.tiles, channels // 2)
+        weights = products * channels * outputs * 2
+        cycles = max(cycles, weights / STREAM if weights > core.second_level // 2 else 0.0)
+        moved = TRANSFORM_INPUT * channels / input_lanes(channels, target) + TRANSFORM_OUTPUT * outputs / core.lanes
+        cycles += tiling.tiles * products * moved
+        if cycles < GAIN * direct and (best is None or cycles < best[0]) and f.exact(w):
+            best = (cycles, m)
+    return None if best is None else best[1]
+
+
+def _cycles(core: Core, outputs: int, pixels: int, depth: int) -> float:
+    return panel_cycles(core, choose_panels(core, outputs, pixels, depth), pixels, depth)
+
+
+def input_lanes(channels: int, target: Target) -> int:
+    """Lanes of the vectors that channels of inputs are transformed in: whole ones."""
+    return math.gcd(channels, target.lanes("i16"))
+
+
+def _tiling(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], f: WholeFiltering) -> Tiling:
+    images, out_height, out_width = outs[0].shape[:3]
+    return Tiling(f, images, ins[0].shape[1], ins[0].shape[2], out_height, out_width, tuple(node.attrs["pads_begin"]))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """v_stride, m_stride: elements from one product's operands and results to the next product's."""
+
+    f: WholeFiltering
+    tiling: Tiling
+    target: Target
+    v_stride: int
+    m_stride: int
+
+
+def lower_q_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], m: int, target: Target) -> list[KernelCall]:
+    """x[N,H,W,C], w[O,3,3,C], bias[O], perhaps a residual -> out[N,OH,OW,O], where `serves_q_winograd` and F(m, 3) is exact."""
+    x, out, f, w = ins[0], outs[0], whole_filtering(m), centred_weights(node)
+    if not f.exact(w):
+        raise ValueError(f"F({m}) is not exact for the weights of {node.name}")
+    tiling = _tiling(node, ins, outs, f)
+    outputs, channels = w.shape[0], w.shape[3]
+    plan = _Plan(f, tiling, target, tiling.stride(channels), tiling.stride(outputs))
+    products, tasks = f.size**2, tiling.images * tiling.rows
+    v, sums = Ref("scratch", nbytes=products * plan.v_stride * 2), Ref("scratch", nbytes=products * plan.m_stride * 4)
+    flip = node.inputs[0].type.dtype == "uint8"
+    blank = scale_of(node.inputs[0].type)[1] - (128 if flip else 0)
+    kind = requantization(node)
+    bias = node.inputs[2].constant
+    assert bias is not None
+    moved = bias - blank * w.reshape(outputs, -1).sum(axis=1, dtype=np.int64)
+    rows = multiplier_rows(output_scales([value.type for value in node.inputs], node.attrs), kind.rounding)
+    head = Ref("weights", array=np.concatenate([moved.astype(np.int32)[None], rows]))
+    residual = [Ref("input", 3)] if kind.residual else []
+    beside = ins[3] if kind.residual else None
+    return [
+        KernelCall(_input_driver(plan, x, flip, blank), (Ref("input", 0), v), tasks, tasks),
+        _products(plan, w, v, sums),
+        KernelCall(_output_driver(plan, out, beside, kind), (sums, head, *residual, Ref("output", 0)), tasks, tasks),
+    ]
+
+
+def _products(plan: _Plan, w: np.ndarray, v: Ref, sums: Ref) -> KernelCall:
+    tiles, products, dot = plan.tiling.tiles, plan.f.size**2, Dot("dot2")
+    outputs, words = w.shape[0], w.shape[3] // 2
+    geometry, _ = rows_geometry(_matrix(tiles, words), _matrix(tiles, outputs), None, words)
+    core = dot_core(plan.target, dot)
+    panels = choose_panels(core, outputs, tiles, words)
+    partition = choose_partition(core, geometry, panels, products, True)
+    groups = (GroupAxis(products, plan.v_stride // 2, 1, plan.m_stride, 0),)
+    layer = Contraction("i32", geometry, groups, panels, partition, EpilogueKind())
+    kernel = contraction_driver("q_winograd", layer, core, plan.target, dot.tile_kernel)
+    packed = packed_words(plan.f.filters(w), dot)[:, :, geometry.weight_order(partition.k_part)]
+    return KernelCall(kernel, (v, Ref("weights", array=pack_panels(packed, None, panels)), sums), partition.tasks)
+
+
+def _matrix(rows: int, columns: int) -> Operand:
+    return Operand(TensorType((rows, columns), "int32"), contiguous_strides((rows, columns)))
+
+
+def _input_driver(plan: _Plan, x: Operand, flip: bool, blank: int) -> Kernel:
+    """(x, v, begin, end); a task is a row of tiles."""
+    tiling, m, size, channels = plan.tiling, plan.f.m, plan.f.size, x.shape[3]
+    k = KernelBuilder("q_winograd_input", plan.target)
+    source, v = k.param("x"), k.param("v")
+    begin, end = k.param("begin", INDEX), k.param("end", INDEX)
+    lanes = input_lanes(channels, plan.target)
+    interior, border = (input_kernel(plan.f, at_border, flip, blank, lanes, plan.target) for at_border in (False, True))
+    top, left = tiling.before
+    inner = inner_tiles(tiling.columns, m, left, tiling.width, size)
+
+    def task(number: Val) -> None:
+        image, row = number // tiling.rows, number % tiling.rows
+        y = row * m - top
+        line = k.offset(k.offset(source, image * x.strides[0], "i8"), y * x.strides[1], "i8")
+        to = k.offset(v, number * (tiling.columns * channels), "i16")
+
+        def call(first: int, stop: int, at_border: bool) -> None:
+            if first == stop:
+                return
+            args: list[Number] = [k.offset(line, (first * m - left) * x.strides[2], "i8"), k.offset(to, first * channels, "i16")]
+            args += [stop - first, channels, x.strides[1], x.strides[2], channels, plan.v_stride]
+            args += [y, first * m - left, tiling.height, tiling.width] if at_border else []
+            k.call(border if at_border else interior, *args)
+
+        def inside() -> None:
+            call(0, inner[0], True)
+            call(*inner, False)
+            call(inner[1], tiling.columns, True)
+
+        whole = (y >= 0) & (y + size <= tiling.height)
+        k.if_(whole, inside, lambda: call(0, tiling.columns, True))
+
+    k.loop(begin, end, 1, task)
+    return k.finish()
+
+
+def _output_driver(plan: _Plan, out: Operand, residual: Operand | None, kind: Requantization) -> Kernel:
+    """(m, head, [residual], out, begin, end); a task is a row of tiles."""
+    tiling, m, channels = plan.tiling, plan.f.m, out.shape[3]
+    k = KernelBuilder("q_winograd_output", plan.target)
+    source, head = k.param("m"), k.param("head")
+    beside = k.param("residual") if residual is not None else None
+    to = k.param("out")
+    begin, end = k.param("begin", INDEX), k.param("end", INDEX)
+    interior, border = (output_kernel(plan.f, at_border, kind, plan.target) for at_border in (False, True))
+    full = tiling.out_width // m
+
+    def task(number: Val) -> None:
+        image, row = number // tiling.rows, number % tiling.rows
+        products = k.offset(source, number * (tiling.columns * channels), "i32")
+
+        def line(base: Val, operand: Operand, first: int) -> Val:
+            start = k.offset(base, image * operand.strides[0] + row * (m * operand.strides[1]), "i8")
+            return k.offset(start, first * m * operand.strides[2], "i8")
+
+        def call(first: int, stop: int, at_border: bool) -> None:
+            if first == stop:
+                return
+            args: list[Number] = [k.offset(products, first * channels, "i32"), head, channels]
+            if beside is not None and residual is not None:
+                args += [line(beside, residual, first), residual.strides[1], residual.strides[2]]
+            args += [line(to, out, first), stop - first, channels, out.strides[1], out.strides[2], channels, plan.m_stride]
+            args += [tiling.out_height - row * m, tiling.out_width - first * m] if at_border else []
+            k.call(border if at_border else interior, *args)
+
+        def whole() -> None:
+            call(0, full, False)
+            call(full, tiling.columns, True)
+
+        k.if_((row + 1) * m <= tiling.out_height, whole, lambda: call(0, tiling.columns, True))
+
+    k.loop(begin, end, 1, task)
+    return k.finish()
