@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from cortado.backends import worker
 from cortado.backends.arm_attributes import independent_of_float_abi
+from cortado.backends.cache import Cache, Entry, default_cache
 from cortado.backends.symbols import read_symbols
 from cortado.backends.workers import Reply, shared_pool
 from cortado.compiler.target import Target
@@ -38,9 +44,16 @@ class ObjectFile:
     frames: Mapping[str, int] = field(default_factory=dict)
 
 
-def start_workers(jobs: int | None = None) -> None:
-    """Start processes ahead of `compile_modules`, without waiting for them."""
-    shared_pool().start(jobs or _processors())
+def start_workers(plan: str) -> Callable[[], None]:
+    """Start processes ahead of `compile_modules`, without waiting for them, unless this plan's code is likely to be in the cache.
+
+    plan: says what is compiled. What is returned is to be called when its code is made: so the cache knows of it the next time.
+    """
+    cache = default_cache()
+    key = hashlib.sha256(plan.encode()).hexdigest()
+    if cache is None or cache.get(key) is None:
+        shared_pool().start(_processors())
+    return lambda: None if cache is None else cache.put(key, Entry(b"", ""))
 
 
 def compile_modules(
@@ -69,6 +82,13 @@ def assembly(ir_text: str, target: Target) -> str:
     return text
 
 
+def llvmlite_version() -> str:
+    """Of the package that brings LLVM."""
+    import llvmlite
+
+    return str(llvmlite.__version__)
+
+
 def check_symbols(objects: Sequence[ObjectFile], target: Target) -> None:
     """Raise TargetError where something is neither defined by one of the objects nor to be had on every system of the format."""
     defined: set[str] = set(ALLOWED_UNDEFINED[target.object_format])
@@ -88,7 +108,8 @@ def _generate(modules: Sequence[tuple[str, str]], target: Target, as_assembly: b
         "triple": target.triple, "cpu": target.cpu, "features": ",".join(target.features), "level": LEVEL, "abi": "",
         "passes": PASSES, "assembly": as_assembly,
     }  # fmt: skip
-    replies = shared_pool().run([{**request, "ir": ir_text} for _, ir_text in modules], jobs or _processors())
+    requests = [{**request, "ir": ir_text} for _, ir_text in modules]
+    replies = _replies(requests, None if as_assembly else default_cache(), jobs or _processors())
     for (name, _), reply in zip(modules, replies, strict=True):
         unknown = _UNRECOGNIZED.search(reply.messages)
         if unknown:
@@ -97,6 +118,33 @@ def _generate(modules: Sequence[tuple[str, str]], target: Target, as_assembly: b
             details = "\n".join([reply.error, *reply.messages.strip().splitlines()[:20]])
             raise CortadoError(f"target {target.name}, module {name}: code generation failed: {details}")
     return replies
+
+
+def _replies(requests: Sequence[dict[str, Any]], cache: Cache | None, jobs: int) -> list[Reply]:
+    """What the cache has, and the rest from the processes."""
+    if cache is None:
+        return shared_pool().run(requests, jobs)
+    keys = [_key(request) for request in requests]
+    found = {key: Reply(entry.output, "", entry.messages) for key in set(keys) if (entry := cache.get(key)) is not None}
+    wanted = {key: request for key, request in zip(keys, requests, strict=True) if key not in found}
+    if wanted:
+        for key, reply in zip(wanted, shared_pool().run(list(wanted.values()), jobs), strict=True):
+            found[key] = reply
+            if not reply.error:
+                cache.put(key, Entry(reply.output, reply.messages))
+        cache.trim()
+    return [found[key] for key in keys]
+
+
+def _key(request: Mapping[str, Any]) -> str:
+    """A name for everything that decides the reply: the request, who generates the code, and how."""
+    return hashlib.sha256(json.dumps([request, *_generator()], sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def _generator() -> tuple[str, str]:
+    """The version of llvmlite, which brings its own LLVM, and the program that the processes run."""
+    return llvmlite_version(), Path(worker.__file__).read_text(encoding="utf-8")
 
 
 def _processors() -> int:

@@ -98,7 +98,8 @@ def compile(
     found = find_target(target) if isinstance(target, str) else target
     table = _tuning(tuning, found)
     options = replace(options, tuning=None if table is None else table.sha256)
-    start_workers()  # before the imports below: they take as long as starting LLVM does
+    plan = f"{graph.name} {found.name} {options}"
+    done = start_workers(plan)  # before the imports below: they take as long as starting LLVM does
     from cortado.build import build, source_of
     from cortado.compiler.pipeline import compile_program, quantization_summary
 
@@ -106,7 +107,9 @@ def compile(
     program = compile_program(graph, found, options, record, table)
     quantization = None if record is None else quantization_summary(graph, record)
     prepared = None if preprocess is None else preprocess.to_dict()
-    return Model(build(program, found, options, source_of(graph), prepared, quantization))
+    model = Model(build(program, found, options, source_of(graph), prepared, quantization))
+    done()
+    return model
 
 
 def calibrate(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
 from cortado import __version__
-from cortado.backends.codegen import ObjectFile, compile_modules
+from cortado.backends.codegen import ObjectFile, compile_modules, llvmlite_version
 from cortado.backends.entry import arena_bytes, entry_modules, location_of, parts_of
 from cortado.backends.llvm import emit_module
 from cortado.backends.symbols import read_symbols
@@ -163,7 +162,7 @@ def manifest_of(
     return Manifest(
         name=facts.name,
         model_hash=f"{facts.model_hash:016x}",
-        versions={"cortado": __version__, "llvmlite": version("llvmlite")},
+        versions={"cortado": __version__, "llvmlite": llvmlite_version()},
         source=source,
         options=asdict(options),
         preprocess=preprocess,

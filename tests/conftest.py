@@ -15,6 +15,12 @@ def shared_folder() -> Path | None:
     return folder if (folder / "models").is_dir() else None
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_cache() -> None:
+    """Every test generates its code itself; those of the cache name a folder of their own."""
+    os.environ["CORTADO_CACHE"] = "off"
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     folder = shared_folder()
