@@ -8,7 +8,7 @@ Largest errors found in ulp, native code against float64, with / without fma:
 
 | exp | log | tanh | sigmoid | erf | sinh | cosh |
 | --- | --- | --- | --- | --- | --- | --- |
-| 1.03 / 1.01 | 0.86 / 0.86 | 1.52 / 1.52 | 1.97 / 1.97 | 1.18 / 1.22 | 1.61 / 1.61 | 1.47 / 1.47 |
+| 1.03 / 1.01 | 0.86 / 0.86 | 1.62 / 1.64 | 1.64 / 1.82 | 1.65 / 1.88 | 1.61 / 1.61 | 1.47 / 1.47 |
 
 exp, tanh, sigmoid, erf: over every argument where the result is neither constant nor the argument itself (tanh, erf: positive ones, as
 they are odd); the others over every 8th (log) or 32nd float.
@@ -27,6 +27,7 @@ from cortado.compiler.lang import Type
 
 # ln 2 in two parts: 16 leading bits, so that n * LN2_HIGH is exact for |n| < 256 also without fma, and the rest
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860677e-06
+LN2 = 0.6931471805599453
 LOG2_E = 1.44269502
 ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest whole number in the low bits of the sum
 ROUND_BITS = int(np.float32(ROUND).view(np.int32))
@@ -40,28 +41,31 @@ EXPM1 = (0.5, 0.166666657, 0.0416664854, 0.00833354238, 0.00139332237, 0.0001976
 LOG = (0.333333313, -0.250008255, 0.200012505, -0.166231915, 0.142011836, -0.131614551, 0.127661169, -0.0763633624)
 # sinh(x) = x + x^3 P(x^2), |x| <= 1; relative error 2^-31.6
 SINH = (0.166666672, 0.00833331048, 0.000198428941, 2.78223024e-06)
-# tanh(x) = x + x^3 P(x^2), |x| <= 0.55; relative error 2^-29.7
-TANH = (-0.333333164, 0.133325443, -0.0538475476, 0.021050714, -0.0062428494)
-# erf(x) = x + x P(x^2), |x| <= 1; relative error 2^-29.3
-ERF = (0.128379166, -0.37612626, 0.112835787, -0.0268533472, 0.0051871622, -0.00079978531, 7.80690389e-05)
-# log(1 - erf(x)) = P(x), 1 <= x <= 3.95; error relative to erf 2^-35
-ERFC = (0.000188468388, -1.12958026, -0.633216619, -0.108421721, 0.0252100062, -0.00420512399, 0.000441432203, -2.16934277e-05)
+# tanh(x) = x + x^3 P(x^2), |x| <= ln 2 / 4; relative error 2^-32.5
+TANH = (-0.33333322, 0.13331142, -0.05271529)
+# erf(x) = 1 - e^(-x - x P(x)), 0 <= x <= 3.95; relative error 2^-30.1
+ERF = (
+    0.12837917, 0.63661987, 0.102770686, -0.019113738, -0.000265313, 0.0018193647, -0.0007589114, 0.00017673023, -2.3786655e-05,
+    1.4502725e-06,
+)  # fmt: skip
 
 
 def exp(k: KernelBuilder, x: Val, halvings: int = 0) -> Val:
     """e^x / 2^halvings, as 2^n e^r with n whole and |r| <= ln 2 / 2; 2^n in two factors, as it may be infinite or subnormal."""
     x = k.min(k.const(90.5, x.type), k.max(k.const(-104.5, x.type), x))
     shifted, r = _reduce(k, x, 2 * BIAS - halvings)
-    p = fma(k, polynomial(k, r, EXP), r * r, r) + 1.0
     exponents = bits_of(k, shifted)
     half = exponents >> 1
-    return p * float_of(k, half << 23) * float_of(k, (exponents - half) << 23)
+    return _scaled_exp(k, r, float_of(k, half << 23)) * float_of(k, (exponents - half) << 23)
 
 
 def exp_nonpositive(k: KernelBuilder, x: Val) -> Val:
-    """e^x for x <= 0: made 2^24 times too large, so that no power of two in between is subnormal."""
-    shifted, r = _reduce(k, k.max(k.const(-104.5, x.type), x), BIAS + 24)
-    return (fma(k, polynomial(k, r, EXP), r * r, r) + 1.0) * _power(k, shifted) * 2.0**-24
+    """e^x for x <= 0; zero instead of numbers below 2^-126.5, which saves a multiplication.
+
+    Where the power of two would be 2^-127 its bits are those of zero.
+    """
+    shifted, r = _reduce(k, k.max(k.const(-88.0, x.type), x), BIAS)
+    return _scaled_exp(k, r, _power(k, shifted))
 
 
 def expm1_nonpositive(k: KernelBuilder, x: Val) -> Val:
@@ -84,14 +88,25 @@ def log(k: KernelBuilder, x: Val) -> Val:
 
 
 def tanh(k: KernelBuilder, x: Val) -> Val:
-    """x + x^3 P(x^2) up to 0.55, then 1 - 2 e / (1 + e) with e = e^(-2|x|)."""
-    magnitude = k.virtual("abs", x)
-    square = x * x
-    near = fma(k, polynomial(k, square, TANH), square * magnitude, magnitude)
-    shifted, r = _reduce(k, k.max(k.const(-20.0, x.type), magnitude * -2.0), BIAS)
-    e = (fma(k, polynomial(k, r, EXP), r * r, r) + 1.0) * _power(k, shifted)
-    far = 1.0 - (e + e) / (e + 1.0)
-    return with_sign(k, k.select(magnitude < 0.55, near, far), x)
+    """tanh(y + r) = (T + t) / (1 + T t) with y = -n ln 2 / 2, T = tanh(y) = (1 - s) / (1 + s), s = 2^n, |r| <= ln 2 / 4, t = tanh(r).
+
+    As b + (N - b D) / D with N / D that fraction and b near the result, so that rounding N and D costs little. b = max(3/4 - s, 0)
+    is 0 for n = 0, where the quotient is t; the coefficients of N - b D are sums of few powers of two.
+    """
+    magnitude = k.min(k.const(10.0, x.type), k.virtual("abs", x))
+    shifted = fma(k, magnitude, -2 * LOG2_E, ROUND + BIAS)
+    r = fma(k, shifted - (ROUND + BIAS), single(LN2 / 2), magnitude)
+    s = _power(k, shifted)
+    square = r * r
+    odd = k.const(single(TANH[-1]), x.type)
+    for coefficient in TANH[-2::-1]:
+        odd = fma(k, odd, square, coefficient)
+    t = fma(k, odd, square * r, r)
+    minus_b = k.min(s - 0.75, k.zero(x.type))
+    rest, more = minus_b + 1.0, 1.0 - minus_b
+    numerator = fma(k, t, fma(k, s, more, rest), fma(k, s, _negated(k, more), rest))
+    quotient = numerator / fma(k, t, 1.0 - s, s + 1.0) - minus_b
+    return float_of(k, bits_of(k, quotient) | (bits_of(k, x) & -0x80000000))
 
 
 def sinh(k: KernelBuilder, x: Val) -> Val:
@@ -110,24 +125,22 @@ def cosh(k: KernelBuilder, x: Val) -> Val:
 
 
 def sigmoid(k: KernelBuilder, x: Val) -> Val:
-    """1 / (1 + e^-x), as e^x / (1 + e^x) for negative x so that the tail stays exact; what 1 + e^x lost is put back."""
-    negative = k.max(k.const(-104.5, x.type), float_of(k, bits_of(k, x) | -0x80000000))
-    shifted, r = _reduce(k, negative, BIAS + 24)
-    lost = _lost(k, negative, shifted, BIAS + 24, r)
-    e = ((r + fma(k, polynomial(k, r, EXP), r * r, lost)) + 1.0) * _power(k, shifted) * 2.0**-24
-    divisor = e + 1.0
+    """m - m q with q = e / (1 + e), e = e^-|x|, and m = 1, or e for negative x, so that both tails stay exact.
+
+    e is made 2^24 times too large at first, so that no power of two is subnormal.
+    """
+    shifted, r = _reduce(k, k.max(k.const(-104.5, x.type), float_of(k, bits_of(k, x) | -0x80000000)), BIAS + 24)
+    e = _scaled_exp(k, r, _power(k, shifted)) * 2.0**-24
     # the sign bit itself, as x86 selects by it without a comparison
-    quotient = k.select(bits_of(k, x) < 0, e, k.const(1.0, x.type)) / divisor
-    return fma(k, quotient, (divisor - 1.0) - e, quotient)
+    m = k.select(bits_of(k, x) < 0, e, k.const(1.0, x.type))
+    return fma(k, m, e / (-1.0 - e), m)
 
 
 def erf(k: KernelBuilder, x: Val) -> Val:
-    """x + x P(x^2) up to 1, then 1 - e^P(|x|)."""
-    magnitude = k.virtual("abs", x)
-    near = fma(k, polynomial(k, x * x, ERF), x, x)
-    t = k.min(k.const(3.95, x.type), magnitude)
-    far = with_sign(k, 1.0 - exp_nonpositive(k, polynomial(k, t, ERFC)), x)
-    return k.select(magnitude < 1.0, near, far)
+    """1 - e^(-|x| - |x| P(|x|)), one formula for all numbers: near 0 the exponent is small and known to full precision."""
+    y = k.max(k.const(-3.95, x.type), float_of(k, bits_of(k, x) | -0x80000000))
+    mirrored = [-c if power % 2 else c for power, c in enumerate(ERF)]
+    return with_sign(k, _expm1(k, fma(k, polynomial(k, y, mirrored), y, y)), x)
 
 
 def polynomial(k: KernelBuilder, x: Val, coefficients: Sequence[float]) -> Val:
@@ -159,10 +172,9 @@ def _reduce(k: KernelBuilder, x: Val, extra: int) -> tuple[Val, Val]:
     return shifted, fma(k, whole, -single(LN2_LOW), fma(k, whole, -single(LN2_HIGH), x))
 
 
-def _lost(k: KernelBuilder, x: Val, shifted: Val, extra: int, r: Val) -> Val:
-    """What the r of `_reduce` lost in rounding."""
-    whole = shifted - (ROUND + extra)
-    return fma(k, whole, -single(LN2_LOW), fma(k, whole, -single(LN2_HIGH), x) - r)
+def _scaled_exp(k: KernelBuilder, r: Val, scale: Val) -> Val:
+    """e^r * scale for |r| <= 0.35 and a power of two."""
+    return fma(k, fma(k, polynomial(k, r, EXP), r * r, r), scale, scale)
 
 
 def _power(k: KernelBuilder, shifted: Val) -> Val:
@@ -171,10 +183,15 @@ def _power(k: KernelBuilder, shifted: Val) -> Val:
 
 
 def _expm1(k: KernelBuilder, x: Val) -> Val:
-    """e^x - 1 for |x| <= 80: 2^n (e^r - 1) + (2^n - 1)."""
-    shifted, r = _reduce(k, x, BIAS)
+    """e^x - 1 for -80 <= x <= 0: 2^n (e^r - 1) + (2^n - 1). One number for ln 2 will do: n times its error is divided by 2^-n."""
+    shifted = fma(k, x, LOG2_E, ROUND + BIAS)
+    r = fma(k, shifted - (ROUND + BIAS), -single(LN2), x)
     scale = _power(k, shifted)
     return fma(k, fma(k, polynomial(k, r, EXPM1), r * r, r), scale, scale - 1.0)
+
+
+def _negated(k: KernelBuilder, x: Val) -> Val:
+    return float_of(k, bits_of(k, x) ^ -0x80000000)
 
 
 def power_of_two(k: KernelBuilder, n: Val) -> Val:
