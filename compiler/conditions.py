@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from cortado.compiler.branches import Guards, Taken, guards_of, in_order
 from cortado.compiler.counts import Counts
@@ -13,7 +12,8 @@ from cortado.compiler.graph import Graph, Node, Value
 from cortado.errors import UnsupportedError
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True)
+class Found:
     """Of `most` rows (leading axes of one element aside, along the first axis) as many are real as `count` (int32[1]) says."""
 
     count: Value

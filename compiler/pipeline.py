@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cortado.compiler.graph import Graph
+from cortado.compiler.kernels.generic import GENERIC
 from cortado.compiler.lower import lower
 from cortado.compiler.optimize import optimize
 from cortado.compiler.options import CompileOptions
@@ -21,7 +22,7 @@ from cortado.compiler.quantize.record import CalibrationRecord
 from cortado.compiler.target import Target
 from cortado.compiler.tuning import Tuning
 from cortado.compiler.verify import verify
-from cortado.errors import CalibrationError, OptionError
+from cortado.errors import CalibrationError, OptionError, StrictError
 
 
 def compile_program(
@@ -30,12 +31,15 @@ def compile_program(
     options: CompileOptions,
     calibration: CalibrationRecord | None = None,
     tuning: Tuning | None = None,
-) -> Program:
-    """The whole compilation up to machine code.
+    judge: Target | None = None,
+) -> tuple[Program, dict[str, Any] | None]:
+    """The whole compilation up to machine code, and what became of the graph in int8, as plain data.
 
-    calibration: for dtype int8, of this graph. tuning: measured choices for this target.
+    calibration: for dtype int8, of this graph. tuning: measured choices for this target. judge: the target by which it is chosen what stays
+    float where int8 is slower; None: nothing stays float.
     Raises UnsupportedError that lists every node without a kernel, OptionError for a dtype
-    that this graph cannot be given, CalibrationError where the record is missing or of another network.
+    that this graph cannot be given, CalibrationError where the record is missing or of another network, StrictError (options.strict)
+    that lists every node that would be computed in a slow generic way.
     """
     if options.dtype not in (None, "float32", "int8"):
         raise OptionError(
@@ -50,11 +54,39 @@ def compile_program(
             "dtype int8 needs calibration samples: give calibration=, about 32 typical inputs, or a saved record"
         )
     graph = optimize(graph, step_limit=options.step_limit)
+    summary = None
     if options.dtype == "int8" and calibration is not None:
-        graph = quantize.quantize_graph(graph, calibration)
+        all_int8 = options.io_dtype == "int8" or options.optimize_for != "speed"
+        keep = quantize.NONE if options.keep_float == quantize.SLOWER and all_int8 else options.keep_float
+        assigned = quantize.assign(graph, calibration, keep_float=keep, judge=judge)
+        graph = quantize.integer_graph(assigned)
         graph = integer_boundary(graph) if options.io_dtype == "int8" else graph
+        summary = quantize.summary(assigned, calibration)
         verify(graph)
-    return lower(graph, target, options.optimize_for, tuning)
+    program = lower(graph, target, options.optimize_for, tuning)
+    if options.strict:
+        refuse_generic(program)
+    return program, summary
+
+
+def generic_nodes(program: Program) -> list[str]:
+    """One line for each node that is computed in a slow generic way: which, what happens, and what would avoid it."""
+    lines = []
+    for step in program.steps:
+        if step.generic:
+            way = GENERIC[step.generic]
+            came = f" (from {', '.join(step.origin)})" if step.origin else ""
+            lines.append(f"{step.op} {step.name}{came} {way.does}; to avoid it: {way.avoid}")
+    return list(dict.fromkeys(lines))
+
+
+def refuse_generic(program: Program) -> None:
+    """StrictError that lists what `generic_nodes` finds, if anything."""
+    lines = generic_nodes(program)
+    if lines:
+        nodes = "node is" if len(lines) == 1 else "nodes are"
+        listed = "".join(f"\n  {line}" for line in lines)
+        raise StrictError(f"strict: {len(lines)} {nodes} computed in a slow generic way:{listed}", lines)
 
 
 def calibrate_graph(
@@ -67,8 +99,3 @@ def calibrate_graph(
 ) -> CalibrationRecord:
     """The record that `compile_program` takes, as `quantize.calibrate` makes it of the optimized graph."""
     return quantize.calibrate(optimize(graph), samples, make_executor, config, before, progress)
-
-
-def quantization_summary(graph: Graph, record: CalibrationRecord) -> dict[str, Any]:
-    """What dtype int8 does to this graph, as plain data."""
-    return quantize.summary(optimize(graph), record)

@@ -60,12 +60,14 @@ class KernelCall:
     tasks: how many independent tasks there are; any partition of range(tasks), in any order or in parallel, gives the same bits.
     groups: where the tasks are `groups` equal runs in the order of output 0's rows (along its first axis of more than one element), so
     that of N rows the first n are made by the first ceil(n * groups / N) runs; 0 where they are not in this order.
+    generic: name in `kernels.generic.GENERIC` where this is no fast way, else "".
     """
 
     kernel: Kernel
     refs: tuple[Ref, ...]
     tasks: int = 1
     groups: int = 0
+    generic: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class Step:
     """kernel(args..., begin, end) over `tasks` tasks; where all guards hold, and as far as the limit says.
 
     name: the graph node's; origin: the source nodes it computes; macs: multiply-adds; shape: of the node's first output.
+    generic: as of its KernelCall.
     """
 
     kernel: Kernel
@@ -144,6 +147,7 @@ class Step:
     shape: tuple[int, ...] = ()
     guards: tuple[Guard, ...] = ()
     limit: Limit | None = None
+    generic: str = ""
 
     @property
     def touched(self) -> tuple[Argument, ...]:

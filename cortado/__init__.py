@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         InputError,
         OptionError,
         ShapeError,
+        StrictError,
         TargetError,
         UnsupportedError,
     )
@@ -35,6 +36,7 @@ _HOME = {
     "FormatError": "cortado.errors",
     "UnsupportedError": "cortado.errors",
     "ShapeError": "cortado.errors",
+    "StrictError": "cortado.errors",
     "InputError": "cortado.errors",
     "OptionError": "cortado.errors",
     "TargetError": "cortado.errors",
@@ -51,6 +53,7 @@ __all__ = [
     "Model",
     "OptionError",
     "ShapeError",
+    "StrictError",
     "TargetError",
     "UnsupportedError",
     "calibrate",

@@ -62,6 +62,7 @@ def compile(
     strict: bool = False,
     separate_weights: bool = False,
     tuning: str | os.PathLike[str] | bool | None = None,
+    keep_float: str | Sequence[str] = "slower",
 ) -> Model:
     """Native code for a graph.
 
@@ -70,10 +71,12 @@ def compile(
     of a saved one). io_dtype: "int8" makes the boundary of a quantized model raw integers.
     preprocess: how pictures become the input; kept with the model. name: of the library; None takes the graph's.
     optimize_for: "speed", "size" or "memory". threads: the number that the plan is tuned for; any number runs.
-    separate_weights: a file beside the library instead of constants in it.
+    strict: fail if any node is computed in a slow generic way. separate_weights: a file beside the library instead of constants in it.
     tuning: a file of measured choices that `cortado tune` wrote. None: for "host" the user's own, where there is one, for other targets none,
     so that their bytes are the same on every machine. False: none.
-    Raises UnsupportedError that lists every node without a kernel, TargetError, OptionError, CalibrationError.
+    keep_float: for int8, what stays float32 though it could be int8. "slower": what an estimate says int8 would make slower, the same for all
+    targets of an architecture (docs/quantization.md); "none"; or names of nodes, as `model.quantization["keep_float"]` lists them.
+    Raises UnsupportedError that lists every node without a kernel, StrictError, TargetError, OptionError, CalibrationError.
     """
     if not isinstance(graph, Graph):
         raise OptionError(f"compile takes a graph, as cortado.load gives it, not {type(graph).__name__}")
@@ -91,6 +94,7 @@ def compile(
         threads=threads,
         strict=strict,
         separate_weights=separate_weights,
+        keep_float=keep_float if isinstance(keep_float, str) else tuple(keep_float),
     )
     from cortado.backends.codegen import start_workers
     from cortado.backends.targets import find_target
@@ -101,11 +105,11 @@ def compile(
     plan = f"{graph.name} {found.name} {options}"
     done = start_workers(plan)  # before the imports below: they take as long as starting LLVM does
     from cortado.build import build, source_of
-    from cortado.compiler.pipeline import compile_program, quantization_summary
+    from cortado.backends.targets.classes import judge_of
+    from cortado.compiler.pipeline import compile_program
 
     record = None if calibration is None else _record(graph, calibration)
-    program = compile_program(graph, found, options, record, table)
-    quantization = None if record is None else quantization_summary(graph, record)
+    program, quantization = compile_program(graph, found, options, record, table, judge_of(found))
     prepared = None if preprocess is None else preprocess.to_dict()
     model = Model(build(program, found, options, source_of(graph), prepared, quantization))
     done()

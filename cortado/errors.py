@@ -47,5 +47,16 @@ class FitError(CortadoError):
     """The program does not fit the memories of its board or a given budget."""
 
 
+class StrictError(CortadoError):
+    """A strict compilation would have had to compute something in a slow generic way.
+
+    nodes: one line for each.
+    """
+
+    def __init__(self, message: str, nodes: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.nodes: tuple[str, ...] = tuple(nodes)
+
+
 class CalibrationError(CortadoError):
     """Calibration samples are unusable."""

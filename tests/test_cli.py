@@ -20,7 +20,7 @@ from cortado.cli import run as cli_run
 from cortado.cli.console import size, table
 from cortado.cli.options import InputShape
 from cortado.compiler.types import TensorInfo
-from cortado.errors import CortadoError, FitError, FormatError, InputError, UnsupportedError
+from cortado.errors import CortadoError, FitError, FormatError, InputError, StrictError, UnsupportedError
 from cortado.labels import read_labels, top
 
 
@@ -167,6 +167,7 @@ def test_results_as_text_and_document() -> None:
 FAILURES = [
     (FormatError("net.pb: cut off"), 2, "net.pb: cut off"),
     (FitError("needs 40 KB, the board has 32 KB"), 1, "needs 40 KB"),
+    (StrictError("strict: 1 node is slow", ["y: moves single elements"]), 1, "moves single elements"),
     (UnsupportedError("2 nodes cannot be compiled", ["a: Foo", "b: Bar"]), 2, "b: Bar"),
     (PermissionError(13, "Permission denied", "build/x"), 2, "build/x: Permission denied"),
     (MemoryError(), 2, "out of memory"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from cortado.compiler.graph import Node
 from cortado.compiler.kernels.choice import Direct
 from cortado.compiler.kernels.driver import Contraction, GroupAxis, contraction_driver
 from cortado.compiler.kernels.epilogue import Epilogue
+from cortado.compiler.kernels.generic import generic_if
 from cortado.compiler.kernels.geometry import Geometry
 from cortado.compiler.kernels.packing import WeightSource, pack_kernel, pack_panels, panel_sizes
 from cortado.compiler.kernels.tile import tile_kernel
@@ -58,11 +59,16 @@ def lower_contraction(
     layer = Contraction(scalar, geometry, groups, panels, partition, epilogue.kind)
     kernel = contraction_driver(f"{family}_{scalar}", layer, core, target, tile_kernel)
     calls, packed = _packed_weights(weights, layer, epilogue, target)
+    if (
+        family != "matmul" and core.lanes > 1
+    ):  # the second of two matrices is data like the first, filters are meant to be constant
+        calls = [
+            replace(call, generic=generic_if("packed_each_run", True, call.refs[-1].nbytes // core.element)) for call in calls
+        ]
     residual = [] if epilogue.residual is None else [Ref("input", epilogue.residual)]
-    return [
-        *calls,
-        KernelCall(kernel, (a, packed, *residual, Ref("output", 0)), partition.tasks, partition.blocks if in_order else 0),
-    ]
+    refs = (a, packed, *residual, Ref("output", 0))
+    generic = generic_if("narrow_groups", family == "conv" and count > 1 and outputs < core.lanes, out.type.size)
+    return [*calls, KernelCall(kernel, refs, partition.tasks, partition.blocks if in_order else 0, generic)]
 
 
 def _packed_weights(weights: Weights, layer: Contraction, epilogue: Epilogue, target: Target) -> tuple[list[KernelCall], Ref]:

@@ -14,6 +14,7 @@ from cortado.compiler.kernels.choice import Direct
 from cortado.compiler.kernels.contraction import Weights, known_weights, lower_contraction
 from cortado.compiler.kernels.driver import GroupAxis
 from cortado.compiler.kernels.epilogue import Epilogue, parse_epilogue
+from cortado.compiler.kernels.generic import generic_if
 from cortado.compiler.kernels.geometry import Geometry, rows_geometry
 from cortado.compiler.kernels.packing import WeightSource
 from cortado.compiler.lang import INDEX, SCALAR_OF, Kernel, Type
@@ -119,7 +120,8 @@ def _by_rows(a: _Matrices, dtype: str, target: Target) -> tuple[KernelCall, _Mat
         size *= count
     scratch = Ref("scratch", nbytes=TensorType((size,), dtype).nbytes)
     copied = _Matrices(tuple(batch), (rows, columns), (columns, 1))
-    return KernelCall(kernel, (Ref("input", 0), scratch), math.prod(count for count, _ in a.batch)), copied
+    generic = generic_if("matrix_by_columns", target.lanes(SCALAR_OF[dtype]) > 1, size)
+    return KernelCall(kernel, (Ref("input", 0), scratch), math.prod(count for count, _ in a.batch), generic=generic), copied
 
 
 def _copy_by_rows(a: _Matrices, scalar: str, target: Target) -> Kernel:

@@ -8,6 +8,7 @@ from typing import Any
 
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.graph import Node
+from cortado.compiler.kernels.generic import generic_if
 from cortado.compiler.kernels.loops import Piece, Space, broadcast_strides, collapse, drivers, position, rows, vector_row
 from cortado.compiler.kernels.scalar import (
     COMPARISONS,
@@ -98,8 +99,9 @@ def map_elements(
     widest = max((register_scalar(d) for d in (*dtypes, *(o.type.dtype for o in operands))), key=lambda s: BYTES[s])
     lanes = target.lanes(widest)
     space, period = _periodic(space, lanes)
-    if any(s[-1] not in (0, 1) for s in space.strides) and not period:
-        lanes = 1
+    single = any(s[-1] not in (0, 1) for s in space.strides) and not period
+    generic = generic_if("single_elements", single and lanes > 1, out.type.size)
+    lanes = 1 if single else lanes
     k = KernelBuilder(f"{family}_{SCALAR_OF[out.type.dtype]}", target)
     emitter = _Emitter(k, compute, operands, space, lanes, period, unroll)
     emitter.pointers = [k.param(f"in{i}") for i in range(len(ins))] + [k.param("out")]
@@ -107,7 +109,7 @@ def map_elements(
     emitter.prepare()
     tasks = rows(k, begin, end, space.shape, lanes * emitter.unroll, emitter.row)
     refs = (*(Ref("input", i) for i in range(len(ins))), Ref("output", 0))
-    return [KernelCall(k.finish(), refs, tasks, tasks)]
+    return [KernelCall(k.finish(), refs, tasks, tasks, generic)]
 
 
 def _periodic(space: Space, lanes: int) -> tuple[Space, int]:

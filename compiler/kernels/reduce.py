@@ -13,6 +13,7 @@ import numpy as np
 
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.graph import Node
+from cortado.compiler.kernels.generic import generic_if
 from cortado.compiler.kernels.loops import across_lanes, collapse, drivers, leading_axes, nest, position, task_loop
 from cortado.compiler.kernels.scalar import UNSIGNED
 from cortado.compiler.lang import SCALAR_OF, Type
@@ -43,7 +44,9 @@ def lower_reduce(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], ta
         k, scalar, reduction, outer.shape, outer.strides[0], outer.strides[1], inner.shape, inner.strides[0], source, sink
     )
     tasks = body.across(begin, end) if body.kept_vectors else body.along(begin, end)
-    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks, tasks)]
+    single = not body.kept_vectors and body.steps[-1] != 1 and target.lanes(scalar) > 1
+    generic = generic_if("across_rows", single, x.type.size)
+    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks, tasks, generic)]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from math import inf, prod
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels import math
+from cortado.compiler.kernels.generic import generic_if
 from cortado.compiler.kernels.loops import (
     Piece,
     across_lanes,
@@ -64,6 +65,7 @@ def lower_softmax(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], t
     def along(coordinates: list[Val]) -> None:
         _along(k, places(coordinates), steps, size, lanes if steps == (1, 1) else 1)
 
+    generic = ""
     if come[-1] == go[-1] == size <= FEW and steps == (1, 1) and lanes > 1:
         tasks = rows(k, begin, end, space.shape, lanes, several)
     elif come[-1] == go[-1] == 1 and space.shape[-1] > 1:
@@ -72,7 +74,9 @@ def lower_softmax(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], t
         lead = leading_axes(space.shape)
         task_loop(k, begin, end, space.shape[:lead], lambda head: nest(k, space.shape[lead:], lambda tail: along([*head, *tail])))
         tasks = prod(space.shape[:lead])
-    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks, tasks if prod(x.shape[:axis]) > 1 else 0)]
+        generic = generic_if("across_rows", steps != (1, 1) and lanes > 1, x.type.size)
+    groups = tasks if prod(x.shape[:axis]) > 1 else 0
+    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks, groups, generic)]
 
 
 def _few_classes(k: KernelBuilder, places: tuple[Val, Val], size: int, lanes: int, pieces: list[Piece]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 from cortado.compiler.builder import KernelBuilder, Val
+from cortado.compiler.kernels.generic import generic_if
 from cortado.compiler.kernels.loops import (
     ENOUGH_TASKS,
     Piece,
@@ -51,7 +52,7 @@ def strided_copy(
     copy = _Copy(k, MOVED_AS[itemsize], itemsize, _simplified(shape, come, go), k.param("in0"), k.param("out"))
     begin, end = drivers(k)
     tasks = copy.record(begin, end)
-    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks, tasks if copy.in_order else 0)]
+    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks, tasks if copy.in_order else 0, copy.generic)]
 
 
 def _simplified(shape: Sequence[int], come: Sequence[int], go: Sequence[int]) -> list[Axis]:
@@ -110,6 +111,13 @@ class _Copy:
     def in_order(self) -> bool:
         """Whether tasks come in the order of the destination's outermost axis: where that is not taken apart to be transposed."""
         return len(self.axes) == 1 or self.axes[0].come != 1 or self.axes[-1].come in (0, 1)
+
+    @property
+    def generic(self) -> str:
+        """Vectors need neighbours on both sides, or along one axis in the source and another in the destination."""
+        dense = self.axes[-1].go == 1 and (self.axes[-1].come in (0, 1) or any(a.come == 1 for a in self.axes[:-1]))
+        single = not dense and self.k.target.lanes(self.scalar) > 1
+        return generic_if("single_moves", single, prod(a.size for a in self.axes))
 
     def record(self, begin: Val, end: Val) -> int:
         """The whole kernel's body; returns its number of tasks."""

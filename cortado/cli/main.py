@@ -24,7 +24,7 @@ from cortado.cli.run import run_command
 from cortado.cli.targets import targets_command
 from cortado.cli.tune import tune_command
 from cortado.cli.verify import verify_command
-from cortado.errors import CortadoError, FitError
+from cortado.errors import CortadoError, FitError, StrictError
 
 CHECK_FAILED, BAD_INPUT, BUG, INTERRUPTED = 1, 2, 70, 130
 
@@ -78,7 +78,7 @@ def invoke(arguments: Sequence[str]) -> int:
         return error.exit_code
     except CortadoError as error:
         tell(as_json, type(error).__name__, str(error), getattr(error, "nodes", ()))
-        return CHECK_FAILED if isinstance(error, FitError) else BAD_INPUT
+        return CHECK_FAILED if isinstance(error, (FitError, StrictError)) else BAD_INPUT
     except (KeyboardInterrupt, click.Abort):
         tell(as_json, "Interrupted", "interrupted")
         return INTERRUPTED

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 Shape = tuple[int, ...]
 COMPILE_KEYS = (
-    "target", "name", "dtype", "calibrate", "calibration_samples", "save_calibration", "io_dtype", "threads", "separate_weights", "tuning",
+    "target", "name", "dtype", "calibrate", "calibration_samples", "save_calibration", "io_dtype", "threads", "separate_weights", "strict",
+    "tuning",
 )  # fmt: skip
 CALIBRATION_KEYS = ("calibrate", "calibration_samples", "save_calibration")
 
@@ -233,6 +234,12 @@ def compile_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--separate-weights", is_flag=True, default=None, help="Weights in a file of their own, not in the library."
+        ),
+        click.option(
+            "--strict",
+            is_flag=True,
+            default=None,
+            help="Fail (exit status 1) if a node is computed in a slow generic way; names all.",
         ),
         click.option(
             "--tuning",
