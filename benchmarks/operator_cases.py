@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 Instruction = tuple[str, tuple[int, ...], Mapping[str, Any]]  # operator, values read (inputs first, then results), attributes
+Instructions = tuple[Instruction, ...]
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Case:
     name: str
     shapes: tuple[tuple[int, ...], ...]
     out: tuple[int, ...]
-    ours: tuple[Instruction, ...]
-    theirs: tuple[Instruction, ...]
+    ours: Instructions
+    theirs: Instructions
     image: bool = False
     positive: bool = False
     constants: Mapping[str, Any] = field(default_factory=dict)
@@ -55,14 +56,14 @@ def elementwise() -> list[Case]:
     for shape in MAPS:
         full = (1, *shape)
         name = "x".join(map(str, full))
-        add = (("add", (0, 1), {}),)
+        add: Instructions = (("add", (0, 1), {}),)
         cases.append(Case("elementwise", f"add {name}", (full, full), full, add, (("Add", (0, 1), {}),)))
-        affine = (("mul", (0, 1), {}), ("add", (3, 2), {}), ("relu", (4,), {}))
-        theirs: tuple[Instruction, ...] = (("Mul", (0, 1), {}), ("Add", (3, 2), {}), ("Relu", (4,), {}))
+        affine: Instructions = (("mul", (0, 1), {}), ("add", (3, 2), {}), ("relu", (4,), {}))
+        theirs: Instructions = (("Mul", (0, 1), {}), ("Add", (3, 2), {}), ("Relu", (4,), {}))
         channel = (shape[-1],)
         cases.append(Case("chain", f"relu(x*a+b) {name}", (full, channel, channel), full, affine, theirs))
-        gate = (("sigmoid", (0,), {}), ("mul", (0, 2), {}), ("add", (3, 1), {}))
-        gated: tuple[Instruction, ...] = (("Sigmoid", (0,), {}), ("Mul", (0, 2), {}), ("Add", (3, 1), {}))
+        gate: Instructions = (("sigmoid", (0,), {}), ("mul", (0, 2), {}), ("add", (3, 1), {}))
+        gated: Instructions = (("Sigmoid", (0,), {}), ("Mul", (0, 2), {}), ("Add", (3, 1), {}))
         cases.append(Case("chain", f"x*sigmoid(x)+y {name}", (full, full), full, gate, gated))
     return cases
 

@@ -128,3 +128,35 @@ def test_what_an_engine_cannot_read_is_said(tmp_path: Path, monkeypatch: pytest.
     assert file.read_bytes() == b"form" and made == [b"net"]
     with pytest.raises(engines.LeftOutError, match=r"made no other\.bin"):
         engines._made(net, "kind", ("other.bin",), make)
+
+
+def test_the_copy_moves_every_byte_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cortado.backends.targets import find_target
+
+    operators = module("operators", monkeypatch)
+    target = find_target("x86-64-v3")
+    vectors = 3 * operators.UNROLL
+    source = np.random.default_rng(0).integers(0, 256, vectors * 32, np.uint8)
+    sink = np.zeros_like(source)
+    compile_kernel(operators.copy_kernel(target))(Pointer(source, 0), Pointer(sink, 0), vectors)
+    np.testing.assert_array_equal(sink, source)
+
+
+def test_operator_cases_are_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    operators = module("operators", monkeypatch)
+    cases = operators.all_cases()
+    assert len({(case.family, case.name) for case in cases}) == len(cases)
+    for case in cases:
+        graph = operators.graph_of(case)
+        assert graph.outputs[0][1].shape == case.out, case.name
+
+
+def test_the_bound_is_the_slower_of_memory_and_the_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    operators = module("operators", monkeypatch)
+    bench = object.__new__(operators.Bench)
+    bench.threads, bench.seconds, bench.empty = 1, 0.0, {"cortado": 1.0, "onnxruntime": 5.0, "copy": 1.0}
+    monkeypatch.setattr(operators.Bench, "_calls", lambda self, case, job: ({}, 0.0))
+    for copied, bound, ratio in ((11.0, "onnxruntime", 1.5), (41.0, "memory", 0.75)):
+        monkeypatch.setattr(operators, "measure", lambda calls, s, c=copied: {"cortado": 31.0, "onnxruntime": 25.0, "copy": c})
+        row = bench.row(operators.all_cases()[0])
+        assert (row["bound"], row["ratio"]) == (bound, ratio)
