@@ -13,7 +13,7 @@ from cortado.errors import FormatError
 from cortado.runtime.names import blob_identifiers
 
 FILE_NAME = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2  # goes up whenever a field of any record below, or of TensorInfo, comes, goes or changes its meaning
 PLAIN = ("name", "model_hash", "versions", "source", "options", "preprocess", "quantization", "weights")
 
 
@@ -122,9 +122,7 @@ def read_manifest(text: bytes, where: str) -> Manifest:
     if not isinstance(plain, dict) or "schema" not in plain:
         raise FormatError(f"{where} is not the manifest of a cortado bundle")
     if plain["schema"] != SCHEMA:
-        raise FormatError(
-            f"{where} has schema {plain['schema']}; this version of cortado reads schema {SCHEMA}: compile the model again"
-        )
+        raise FormatError(_other_schema(plain, where))
     checksum = plain.pop("checksum", None)
     if checksum != _checksum(plain):
         raise FormatError(f"{where} is damaged or was edited: its checksum does not fit")
@@ -132,6 +130,16 @@ def read_manifest(text: bytes, where: str) -> Manifest:
         return _from_dict(plain)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"{where} is not a manifest: {type(error).__name__}: {error}") from error
+
+
+def _other_schema(plain: Mapping[str, Any], where: str) -> str:
+    found, versions = plain["schema"], plain.get("versions")
+    maker = versions.get("cortado") if isinstance(versions, Mapping) else None
+    written = f"{where} was written by {f'cortado {maker}' if maker else 'another version of cortado'} and has schema {found}"
+    needed = f"this version reads schema {SCHEMA}"
+    if isinstance(found, int) and found > SCHEMA:
+        return f"{written}; {needed}. Install a newer cortado, or compile the model again with this one"
+    return f"{written}; {needed}. Compile the model again"
 
 
 def _checksum(plain: Mapping[str, Any]) -> str:

@@ -9,8 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from programs import FIRST, PARITY, SECOND, SUM, small_bundle, small_program, small_weights
@@ -26,7 +27,7 @@ from cortado.errors import FormatError
 from cortado.runtime.archive import Member, read_archive, write_archive
 from cortado.runtime.bundle import Bundle, read_bundle, write_bundle
 from cortado.runtime.elf import WRITE, read_object
-from cortado.runtime.manifest import read_manifest
+from cortado.runtime.manifest import SCHEMA, FileInfo, Manifest, Sizes, StepInfo, TargetInfo, read_manifest
 from cortado.runtime.names import blob_identifiers, model_identifier
 
 TARGETS = ("x86-64-v3", "cortex-m4", "aarch64", "aarch64@macos", "x86-64@windows")
@@ -192,7 +193,7 @@ def test_two_processes_make_the_same_bytes(name: str, tmp_path: Path) -> None:
 def test_the_manifest_says_what_is_there(bundle: Bundle, tmp_path: Path) -> None:
     write_bundle(bundle, tmp_path)
     plain = json.loads((tmp_path / "manifest.json").read_text())
-    assert plain["schema"] == 1 and plain["name"] == "small" and plain["weights"] == "linked"
+    assert plain["schema"] == SCHEMA and plain["name"] == "small" and plain["weights"] == "linked"
     assert [(t["name"], t["identifier"]) for t in plain["inputs"]] == [(FIRST, "GPU_0_DATA"), (SECOND, "GPU_0_DATA_2")]
     assert [(t["name"], t["identifier"]) for t in plain["outputs"]] == [(SUM, "SUM"), (PARITY, "GPU_0_DATA_BYTES")]
     assert [(s["name"], s["origin"], s["macs"]) for s in plain["steps"]] == [
@@ -273,12 +274,44 @@ def test_damaged_bundles_are_refused(bundle: Bundle, tmp_path: Path, name: str, 
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "{}", "null", '{"schema": 99}', '{"schema": 1}', '{"schema": 1, "checksum": 3, "files": 0}']
+    "text",
+    ["[]", "{}", "null", '{"schema": 99}', f'{{"schema": {SCHEMA}}}', f'{{"schema": {SCHEMA}, "checksum": 3, "files": 0}}'],
 )
 def test_manifests_that_are_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(FormatError, match=r"manifest\.json"):
         read_bundle(tmp_path)
+
+
+def test_bundles_of_another_version_say_what_to_do() -> None:
+    """As they came: with fields missing, and with a checksum that fits."""
+    for schema, words in ((1, "Compile the model again"), (SCHEMA + 1, "Install a newer cortado")):
+        plain: dict[str, Any] = {"schema": schema, "versions": {"cortado": "0.0.7"}, "steps": [{"name": "conv1"}]}
+        plain["checksum"] = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+        text = json.dumps(plain).encode()
+        with pytest.raises(FormatError) as caught:
+            read_manifest(text, "some/manifest.json")
+        message = str(caught.value)
+        for part in ("some/manifest.json", "cortado 0.0.7", f"has schema {schema}", f"reads schema {SCHEMA}", words):
+            assert part in message
+        assert "KeyError" not in message
+
+
+def test_the_schema_goes_up_with_every_field() -> None:
+    """Fields of all records of the manifest; where they change, SCHEMA must, and the new ones belong here."""
+    records = (Manifest, StepInfo, Sizes, TargetInfo, FileInfo, TensorInfo)
+    found = {record.__name__: " ".join(field.name for field in fields(record)) for record in records}
+    assert (SCHEMA, found) == (
+        2,
+        {
+            "Manifest": "name model_hash versions source options preprocess quantization target weights inputs outputs sizes steps files",
+            "StepInfo": "name op origin kernel macs tasks parts shape args guards count rows groups",
+            "Sizes": "code weights arena stack",
+            "TargetInfo": "name triple cpu features",
+            "FileInfo": "nbytes sha256",
+            "TensorInfo": "shape dtype layout scale zero_point count",
+        },
+    )
 
 
 def test_a_manifest_cannot_name_files_elsewhere(bundle: Bundle, tmp_path: Path) -> None:
