@@ -46,13 +46,26 @@ PAUSE = 0.03  # seconds between turns with more than one thread: libraries' thre
 def compiled(net: Network, name: str, threads: int, dtype: str, folder: Path) -> tuple[cortado.Model, float]:
     """The bundle that the command line makes, without any cache, and the seconds that a user waits for it."""
     shape = ",".join(map(str, net.x.shape))
-    arguments = [str(net.form("predict_net.pb")), "--init", str(net.form("init_net.pb")), "--input", f"{name}={shape}"]
+    arguments = [str(net.form("predict_net.pb").resolve()), "--init", str(net.form("init_net.pb").resolve())]
+    arguments += ["--input", f"{name}={shape}"]
     if dtype == "int8":
-        arguments += ["--dtype", "int8", "--calibrate", str(calibration(net, name))]
-    command = [sys.executable, "-m", "cortado.cli.main", "compile", *arguments, "--threads", str(threads), "-o", str(folder)]
+        arguments += ["--dtype", "int8", "--calibrate", str(calibration(net, name).resolve())]
+    command = [
+        sys.executable,
+        "-m",
+        "cortado.cli.main",
+        "compile",
+        *arguments,
+        "--threads",
+        str(threads),
+        "-o",
+        str(folder.resolve()),
+    ]
     with tempfile.TemporaryDirectory() as cache:
         begin = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "XDG_CACHE_HOME": cache})
+        # Python looks for packages where it is started first, and the repository's own folder cortado is only a part of the package.
+        environment = {**os.environ, "XDG_CACHE_HOME": cache}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cache, env=environment)
         seconds = time.perf_counter() - begin
     if done.returncode:
         raise SystemExit(f"{net.folder.name}: {done.stderr.strip()}")
