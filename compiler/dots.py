@@ -39,3 +39,14 @@ def dot4_fallback(k: KernelBuilder, acc: Val, a: Val, b: Val) -> Val:
         unsigned = k.binary("lshr", a, 8 * byte) & 0xFF
         acc = acc + unsigned * ((b << (24 - 8 * byte)) >> 24)
     return acc
+
+
+SIGNS = -0x7F7F7F80  # the sign bits of the four bytes of a word
+
+
+def flip_signs_meaning(a: Any) -> Any:
+    return a ^ np.int32(SIGNS)
+
+
+def flip_signs_fallback(k: KernelBuilder, a: Val) -> Val:
+    return a ^ SIGNS

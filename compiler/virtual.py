@@ -204,6 +204,8 @@ _LIST = (
     Virtual(
         "dot4", _same, dots.dot4_meaning, dots.dot4_fallback
     ),  # acc + sum of four products of a byte without and one with sign
+    # Signed bytes as dot4 takes them, 128 more; and back.
+    Virtual("flip_signs", _same, dots.flip_signs_meaning, dots.flip_signs_fallback),
     # A wish: the cache line at the pointer, which may lie outside of all memory, comes to the second cache level. Nothing without a row.
     Virtual("prefetch", lambda a: VOID, lambda a: None, lambda k, a: a),
     # 16-bit floats as bit patterns (i16), rounded to nearest even.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from cortado.build import build
 from cortado.compiler.builder import KernelBuilder
 from cortado.compiler.graph import Node
 from cortado.compiler.lang import INDEX, Kernel, Type
+from cortado.compiler.legalize import legalize
 from cortado.compiler.options import CompileOptions
 from cortado.compiler.program import ALIGNMENT, Argument, Buffer, Program, Step
 from cortado.compiler.target import Target
@@ -37,6 +38,28 @@ class Launches:
         """memories: pieces (uint8) and the offset into each that the kernel's pointers have."""
         arguments = tuple(Argument(1, self._place(piece) + at) for piece, at in memories)
         self.steps.append(Step(kernel, arguments, tasks, f"step{len(self.steps)}", "made"))
+
+    def program(self, program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Launch all steps of a program. Its outputs, which get their values from `run`."""
+        outputs = {name: np.zeros(info.shape, NUMPY_DTYPE[info.dtype]) for name, info in program.outputs}
+        results = [array.reshape(-1).view(np.uint8) for array in outputs.values()]
+        inputs = [np.ascontiguousarray(feeds[name]).reshape(-1).view(np.uint8) for name, _ in program.inputs]
+        arena, weights = np.full(program.arena_bytes, CANARY, np.uint8), np.frombuffer(program.weights, np.uint8)
+        starts = []
+        for buffer in program.buffers:
+            if buffer.place in ("input", "output"):
+                starts.append(self._place((inputs if buffer.place == "input" else results)[buffer.offset]))
+            else:
+                starts.append(self._place(arena if buffer.place == "arena" else weights) + buffer.offset)
+
+        def moved(argument: Argument) -> Argument:
+            return Argument(1, starts[argument.buffer] + argument.offset)
+
+        for step in program.steps:
+            guards = tuple(replace(guard, place=moved(guard.place)) for guard in step.guards)
+            limit = step.limit and replace(step.limit, count=moved(step.limit.count))
+            self.steps.append(replace(step, args=tuple(map(moved, step.args)), guards=guards, limit=limit))
+        return outputs
 
     def run(self) -> None:
         """Run them all; the pieces then hold what they hold after the last launch."""
@@ -87,10 +110,15 @@ class Case:
     pad: int = 0
 
 
-def check_emulated(cases: Sequence[Case], target: Target) -> None:
-    """Compare all cases with the reference; the surroundings of every output must stay as they were. Skips without the emulator."""
+def need_bochs() -> None:
+    """Skip the test unless the emulator is installed."""
     if shutil.which("bochs") is None:
         pytest.skip("bochs is not installed")
+
+
+def check_emulated(cases: Sequence[Case], target: Target) -> None:
+    """Compare all cases with the reference; the surroundings of every output must stay as they were. Skips without the emulator."""
+    need_bochs()
     launches = Launches(target)
     outputs = [_launch(case, launches) for case in cases]
     launches.run()
@@ -130,5 +158,5 @@ def _launch(case: Case, launches: Launches) -> Tensor:
             else:
                 tensor = (ins if ref.kind == "input" else [out])[ref.index]
                 memories.append((tensor.memory, tensor.at + ref.offset * tensor.view.itemsize))
-        launches.launch(call.kernel, memories, call.tasks)
+        launches.launch(legalize(call.kernel, launches.target), memories, call.tasks)
     return out

@@ -23,7 +23,8 @@ MNEMONICS = {
         "fma": r"vfn?madd\d+[ps]s", "sqrt": r"v?sqrt[ps][sd]",
         "round_even": r"v?(round|rndscale)[ps][sd]\s+\$(8|12|4|0)", "floor": r"v?(round|rndscale)[ps][sd]\s+\$(9|1),",
         "ceil": r"v?(round|rndscale)[ps][sd]\s+\$(10|2),", "f16_to_f32": "vcvt(ph2ps|sh2ss)", "f32_to_f16": "vcvt(ps2ph|ss2sh)",
-        "dot2": r"v?p(maddwd|dpwssd)", "dot4": "vpdpbusd", "prefetch": "prefetch",
+        "dot2": r"v?p(maddwd|dpwssd)", "dot4": "vpdpbusd", "flip_signs": "vp?xor(d|ps)?",
+        "prefetch": "prefetch",
     },
     "aarch64": {
         "fma": r"fml?add?|fmla", "abs": "fabs", "sqrt": "fsqrt", "round_even": "frintn", "floor": "frintm", "ceil": "frintp",
@@ -68,7 +69,7 @@ def test_every_virtual_instruction_has_a_form_without_calls(name: str) -> None:
     kind = F32.with_lanes(target.lanes("f32"))
     types = {"prefetch": (PTR,), "fma": (kind,) * 3, "leading_zeros": (I32,), "mul_high": (I32, I32)}
     types |= dict.fromkeys(("f16_to_f32", "bf16_to_f32"), (Type("i16", kind.lanes),))
-    types |= dict.fromkeys(("dot2", "dot4"), (I32.with_lanes(kind.lanes),) * 3)
+    types |= dict.fromkeys(("dot2", "dot4"), (I32.with_lanes(kind.lanes),) * 3) | {"flip_signs": (I32.with_lanes(kind.lanes),)}
     kernels = [applied(target, virtual, types.get(virtual, (kind,))) for virtual in VIRTUALS]
     compile_modules([("m", emit_module(kernels, target, "t"))], target)
 
