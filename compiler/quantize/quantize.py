@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from cortado.compiler.graph import Graph
+from cortado.compiler.graph import Graph, Node
 from cortado.compiler.quantize.calibrate import Feeds, MakeExecutor, Observer, Progress, check_record, observe, warn_of
 from cortado.compiler.quantize.choose import DEFAULT, decide, moved_biases, quants_of
 from cortado.compiler.quantize.config import QuantizeConfig
 from cortado.compiler.quantize.equalize import equalized
+from cortado.compiler.quantize.pays import Costs, estimated, named, staying_float
 from cortado.compiler.quantize.plan import Plan, make_plan
 from cortado.compiler.quantize.prepare import prepare
 from cortado.compiler.quantize.ranges import GREATEST, LEAST
 from cortado.compiler.quantize.record import CalibrationRecord, Decision
 from cortado.compiler.quantize.rewrite import to_int8
+from cortado.compiler.target import Target
 from cortado.compiler.types import Quant
-from cortado.errors import CalibrationError
+from cortado.errors import CalibrationError, OptionError
 
 AUTOMATIC = QuantizeConfig()
+SLOWER, NONE = "slower", "none"  # which nodes stay float: those that int8 makes slower, or none
 
 
 def calibrate(
@@ -59,29 +62,87 @@ def decision_of(record: CalibrationRecord, config: QuantizeConfig) -> Decision:
     return decision if config.equalize in (None, True) else replace(decision, factors={})
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """What every node becomes. whole: the plan in which all that can be int8 is; plan: the same without the nodes that stay float.
+
+    quants: by tensor of the plans, whichever nodes are int8. costs: estimates, where the choice was made by them; judged: on which target.
+    """
+
+    plan: Plan
+    whole: Plan
+    quants: tuple[Quant, ...]
+    decision: Decision
+    moved: Mapping[Node, np.ndarray]
+    costs: Costs | None = None
+    judged: str | None = None
+
+    @property
+    def floats(self) -> tuple[str, ...]:
+        """Names of the nodes that could be int8 but stay float, in order."""
+        return tuple(node.name for node in self.whole.graph.nodes() if node in self.whole.quantized - self.plan.quantized)
+
+
+def assign(
+    graph: Graph,
+    record: CalibrationRecord,
+    config: QuantizeConfig = AUTOMATIC,
+    keep_float: str | Sequence[str] = NONE,
+    judge: Target | None = None,
+) -> Assignment:
+    """Ranges, and which nodes of an optimized float graph become int8. A function of its arguments alone.
+
+    keep_float: SLOWER keeps float what the estimate for `judge` says is faster so, NONE nothing; else the names of nodes. CalibrationError where
+    the record was made for another network, OptionError where there is no node of such a name.
+    """
+    decision = decision_of(record, config)
+    plan = _plan(graph, decision.factors)
+    check_record(plan, record)
+    statistics = _statistics(record, decision)
+    quants = quants_of(plan, statistics, decision.method)
+    floats: frozenset[Node] = frozenset()
+    costs = None
+    if keep_float == SLOWER:
+        costs = None if judge is None or not judge.vector_bits else estimated(plan, quants, judge)
+        floats = frozenset() if costs is None else staying_float(plan, costs)
+    elif not isinstance(keep_float, str):
+        floats = _named(plan, keep_float)
+    rest = replace(plan, quantized=plan.quantized - floats)
+    moved = moved_biases(plan, statistics) if decision.correct_bias else {}
+    judged = None if costs is None or judge is None else judge.name
+    return Assignment(rest, plan, quants, decision, moved, costs, judged)
+
+
+def _named(plan: Plan, names: Sequence[str]) -> frozenset[Node]:
+    try:
+        return named(plan, names)
+    except KeyError as missing:
+        known = ", ".join(node.name for node in plan.graph.nodes() if node in plan.quantized)
+        raise OptionError(f"keep_float: there is no int8 node {missing}; there are {known}") from None
+
+
 def quantize_graph(graph: Graph, record: CalibrationRecord, config: QuantizeConfig = AUTOMATIC) -> Graph:
-    """An optimized float graph in int8, with the same inputs and outputs. A function of its arguments alone.
+    """An optimized float graph with all that can be int8 in int8, with the same inputs and outputs. Errors as `assign`."""
+    return integer_graph(assign(graph, record, config))
 
-    CalibrationError where the record was made for another network.
+
+def integer_graph(assigned: Assignment) -> Graph:
+    return to_int8(assigned.plan, assigned.quants, assigned.moved)
+
+
+def summary(assigned: Assignment, record: CalibrationRecord) -> dict[str, Any]:
+    """What was done, as plain data: the record's hash, the choices, range, scale and error by tensor, and type, cost and error by node.
+
+    snr_db: 10 log10 of signal energy / noise energy on the samples that the choice was made on, of the tensor when everything before it is
+    int8; alone_db: of the network's outputs when this layer alone is int8. None where it is not known.
     """
-    plan, quants, decision = _chosen(graph, record, config)
-    moved = moved_biases(plan, _statistics(record, decision)) if decision.correct_bias else {}
-    return to_int8(plan, quants, moved)
-
-
-def summary(graph: Graph, record: CalibrationRecord, config: QuantizeConfig = AUTOMATIC) -> dict[str, Any]:
-    """What quantize_graph did, as plain data: the record's hash, the choices, and range, scale and error by tensor.
-
-    noise_db: 10 log10 of signal energy / noise energy on the samples that the choice was made on; None where it is not known.
-    """
-    plan, quants, decision = _chosen(graph, record, config)
+    plan, decision = assigned.whole, assigned.decision
     tensors = []
-    for tensor, quant in zip(plan.tensors, quants, strict=True):
+    for tensor, quant in zip(plan.tensors, assigned.quants, strict=True):
         scale, zero = quant.scales[0], quant.zero_points[0]
-        errors = [decision.layers[repr(value)] for value in tensor.shown if repr(value) in decision.layers]
         low, high = (LEAST - zero) * scale, (GREATEST - zero) * scale
         entry = {"name": repr(tensor.shown[0]), "low": low, "high": high, "scale": scale, "zero_point": zero}
-        tensors.append({**entry, "snr_db": decibels(max(errors)) if errors else None})
+        tensors.append({**entry, "snr_db": _worst(plan, plan.of[tensor.members[0]], decision)})
     return {
         "calibration": record.sha256,
         "samples": record.samples,
@@ -89,7 +150,31 @@ def summary(graph: Graph, record: CalibrationRecord, config: QuantizeConfig = AU
         "bias_correction": decision.correct_bias,
         "equalized_layers": len(decision.factors),
         "candidates_db": {name: decibels(error) for name, error in sorted(decision.errors.items())},
+        "judged_for": assigned.judged,
+        "keep_float": list(assigned.floats),
+        "layers": [_layer(assigned, node) for node in plan.graph.nodes() if node in plan.quantized],
         "tensors": tensors,
+    }
+
+
+def _worst(plan: Plan, tensor: int, decision: Decision) -> float | None:
+    errors = [decision.layers[repr(value)] for value in plan.tensors[tensor].shown if repr(value) in decision.layers]
+    return decibels(max(errors)) if errors else None
+
+
+def _layer(assigned: Assignment, node: Node) -> dict[str, Any]:
+    plan, costs, decision = assigned.whole, assigned.costs, assigned.decision
+    alone = decision.alone.get(node.name)
+    return {
+        "name": node.name,
+        "op": node.op,
+        "origin": list(node.origin),
+        "dtype": "int8" if node in assigned.plan.quantized else "float32",
+        "tensor": plan.of[node.out()],
+        "float_cycles": None if costs is None else round(costs.floats[node]),
+        "int8_cycles": None if costs is None else round(costs.integers[node]),
+        "snr_db": decibels(decision.layers[repr(node.out())]) if repr(node.out()) in decision.layers else None,
+        "alone_db": None if alone is None else decibels(alone),
     }
 
 
@@ -109,10 +194,3 @@ def _plan(graph: Graph, factors: Mapping[str, tuple[float, ...]]) -> Plan:
             f"network {graph.name!r} has no float32 convolution or fully connected layer that int8 could compute"
         )
     return plan
-
-
-def _chosen(graph: Graph, record: CalibrationRecord, config: QuantizeConfig) -> tuple[Plan, tuple[Quant, ...], Decision]:
-    decision = decision_of(record, config)
-    plan = _plan(graph, decision.factors)
-    check_record(plan, record)
-    return plan, quants_of(plan, _statistics(record, decision), decision.method), decision

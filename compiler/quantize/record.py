@@ -81,7 +81,8 @@ class Decision:
     """What was chosen by the error at the network's outputs.
 
     method: how ranges are found. factors: by layer, what its channels are divided by (equalization). errors: relative squared error at
-    the outputs (noise energy / signal energy) by candidate. layers: the same ratio by tensor, with what was chosen.
+    the outputs (noise energy / signal energy) by candidate. layers: the same ratio by tensor, with what was chosen. alone: at the outputs,
+    by layer, where that layer alone is int8.
     """
 
     method: str
@@ -89,6 +90,7 @@ class Decision:
     factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
     layers: Mapping[str, float] = field(default_factory=dict)
+    alone: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

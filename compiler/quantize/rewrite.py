@@ -36,6 +36,14 @@ def to_int8(plan: Plan, quants: tuple[Quant, ...], moved: Mapping[Node, np.ndarr
     return with_unique_names(replace(plan.graph, outputs=outputs))
 
 
+def integer_nodes(plan: Plan, quants: tuple[Quant, ...]) -> dict[Node, Node]:
+    """What each of the plan's quantized nodes becomes."""
+    rewrite = _Rewrite(plan, quants, {})
+    for node in plan.graph.nodes():
+        rewrite.node(node)
+    return {node: rewrite.integers[node.out()].node for node in plan.quantized}
+
+
 @dataclass
 class _Rewrite:
     """floats, integers: what stands for each value of the float graph in either form; the other form is made when it is needed."""
