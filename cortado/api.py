@@ -12,13 +12,13 @@ import numpy as np
 
 from cortado.compiler.graph import Graph
 from cortado.compiler.options import CompileOptions
+from cortado.compiler.target import Target
 from cortado.errors import CalibrationError, OptionError
 from cortado.model import Model
 from cortado.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from cortado.compiler.quantize.record import CalibrationRecord
-    from cortado.compiler.target import Target
     from cortado.compiler.tuning import Tuning
 
     Calibration = Iterable[Mapping[str, np.ndarray]] | CalibrationRecord | str | os.PathLike[str]
@@ -99,13 +99,15 @@ def compile(
     from cortado.backends.codegen import start_workers
     from cortado.backends.targets import find_target
 
+    if not isinstance(target, (str, Target)):
+        raise OptionError(f"target takes a name, such as 'host' or 'x86-64-v3', not {type(target).__name__} {target!r}")
     found = find_target(target) if isinstance(target, str) else target
     table = _tuning(tuning, found)
     options = replace(options, tuning=None if table is None else table.sha256)
     plan = f"{graph.name} {found.name} {options}"
     done = start_workers(plan)  # before the imports below: they take as long as starting LLVM does
-    from cortado.build import build, source_of
     from cortado.backends.targets.classes import judge_of
+    from cortado.build import build, source_of
     from cortado.compiler.pipeline import compile_program
 
     record = None if calibration is None else _record(graph, calibration)
@@ -144,10 +146,15 @@ def _tuning(tuning: str | os.PathLike[str] | bool | None, target: Target) -> Tun
 
     if tuning is True:
         raise OptionError("tuning=True says nothing: give a file, None or False")
-    if tuning is False or (tuning is None and (target.name != "host" or not user_database().is_file())):
+    if tuning is False:
         return None
-    table = read_tuning(user_database() if tuning is None else Path(tuning), target)
-    return table if tuning is not None or table.choices else None
+    if tuning is not None:
+        if not isinstance(tuning, (str, os.PathLike)):
+            raise OptionError(f"tuning takes the path of a file, None or False, not {type(tuning).__name__}")
+        return read_tuning(Path(tuning), target)
+    own = user_database() if target.name == "host" else None
+    table = read_tuning(own, target) if own is not None and own.is_file() else None
+    return table if table is not None and table.choices else None
 
 
 def _record(graph: Graph, calibration: Calibration) -> CalibrationRecord:

@@ -18,6 +18,8 @@ from cortado.errors import FormatError
 SCHEMA = 1
 CLEARLY = 0.985  # of the baseline's time: differences below that are the clock's
 FILE_NAME = "tuning.json"
+VARIABLE = "CORTADO_TUNING"
+OFF = ("0", "off")
 
 
 @dataclass
@@ -102,11 +104,19 @@ def read_tuning(path: Path, target: Target) -> Tuning:
     return Tuning(choices, str(path), hashlib.sha256(data).hexdigest())
 
 
-def user_database() -> Path:
-    """Where `cortado tune` keeps what it finds for host, and where compilations for host look."""
-    from cortado.folders import cache_folder
+def user_database() -> Path | None:
+    """Where `cortado tune` keeps what it finds for host, and where compilations for host look: the file that CORTADO_TUNING names, else one in
+    the user's cache folder. None where the variable says off.
+    """
+    named = os.environ.get(VARIABLE, "")
+    if named.lower() in OFF:
+        return None
+    if named:
+        return Path(named)
+    import platformdirs
 
-    return cache_folder() / FILE_NAME
+    folder = Path(platformdirs.user_cache_dir("cortado", appauthor=False))
+    return folder / FILE_NAME if folder.is_absolute() else None  # not absolute: a user without a home
 
 
 def core_name(target: Target) -> str:

@@ -21,7 +21,8 @@ from cortado.errors import CortadoError
 
 TURNS, FEWEST = 40, 4  # of all that may still win; before anything is given up
 HOPELESS = 1.15  # times the fastest: given up
-LAYER_SECONDS = 1.5  # of turns of one layer
+LAYER_SECONDS = 1.0  # of a series of turns
+FINALISTS, FINAL_TURNS = 4, 200  # the fastest of a series are measured again
 TOLERANCE = 1e-4  # of the largest value: what two ways to compute a layer in float32 may differ by
 
 Times = Callable[["Layer", Sequence[Choice]], Sequence[TimedExecutor]]
@@ -97,30 +98,35 @@ class Tuner:
         chosen = list(dict.fromkeys([entry.baseline, entry.best, *fresh]))
         executors = self.times(layer, chosen)
         _check(layer, chosen, executors)
-        fastest = in_turns(executors, LAYER_SECONDS)
-        base = fastest[0]
-        entry.microseconds = min(base * 1e6, entry.microseconds or base * 1e6)
-        entry.ratios |= {choice: seconds / base for choice, seconds in zip(chosen, fastest, strict=True)}
+        self.keep(entry, chosen, in_turns(executors, LAYER_SECONDS))
+        final = sorted(range(1, len(chosen)), key=lambda i: entry.ratios[chosen[i]])[:FINALISTS]
+        final = [0, *(i for i in final if entry.ratios[chosen[i]] < HOPELESS)]
+        self.keep(entry, [chosen[i] for i in final], in_turns([executors[i] for i in final], LAYER_SECONDS, FINAL_TURNS))
         self.entries[layer.key] = entry
         self.save()
 
+    def keep(self, entry: Entry, choices: Sequence[Choice], seconds: Sequence[float]) -> None:
+        """The numbers of one series of turns, the baseline's first."""
+        entry.microseconds = min(seconds[0] * 1e6, entry.microseconds or seconds[0] * 1e6)
+        entry.ratios |= {choice: each / seconds[0] for choice, each in zip(choices, seconds, strict=True)}
 
-def in_turns(
-    executors: Sequence[TimedExecutor], seconds: float, turns: int = TURNS, hopeless: float = HOPELESS
-) -> list[float]:
-    """The least seconds of each. The first takes part in all turns; others are given up once they are hopeless."""
-    least = [float("inf")] * len(executors)
+
+def in_turns(executors: Sequence[TimedExecutor], seconds: float, turns: int = TURNS, hopeless: float = HOPELESS) -> list[float]:
+    """Typical undisturbed seconds of each: the mean of the fastest quarter of its turns. The first takes part in all turns; others are
+    given up once they are hopeless, so that what is left gets more turns.
+    """
+    taken: list[list[float]] = [[] for _ in executors]
     alive = list(range(len(executors)))
     end = time.monotonic() + seconds
     for turn in range(turns):
         for i in alive:
-            least[i] = min(least[i], executors[i].time())
+            taken[i].append(executors[i].time())
         if turn + 1 >= FEWEST:
-            best = min(least)
-            alive = [i for i in alive if i == 0 or least[i] <= hopeless * best]
+            best = min(map(min, taken))
+            alive = [i for i in alive if i == 0 or min(taken[i]) <= hopeless * best]
             if time.monotonic() > end:
                 break
-    return least
+    return [sum(sorted(times)[: -(-len(times) // 4)]) / -(-len(times) // 4) for times in taken]
 
 
 def _check(layer: Layer, choices: Sequence[Choice], executors: Sequence[TimedExecutor]) -> None:

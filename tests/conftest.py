@@ -17,8 +17,8 @@ def shared_folder() -> Path | None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_cache() -> None:
-    """Every test generates its code itself; those of the cache name a folder of their own."""
-    os.environ["CORTADO_CACHE"] = "off"
+    """Every test generates its code itself, by the cost model; those of the cache and of measured choices name files of their own."""
+    os.environ["CORTADO_CACHE"] = os.environ["CORTADO_TUNING"] = "off"
 
 
 @pytest.fixture(scope="session")

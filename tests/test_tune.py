@@ -20,7 +20,7 @@ from cortado.compiler.lower import layers
 from cortado.compiler.ops import make
 from cortado.compiler.tuning import kernel_key
 from cortado.compiler.types import TensorType
-from cortado.database import Database, Entry, core_name, parse_database, read_database, read_tuning, user_database
+from cortado.database import Database, Entry, core_name, parse_database, read_database, read_tuning
 from cortado.errors import CortadoError, FormatError, OptionError
 from cortado.runtime.stopwatch import Bench, timed_layers
 from cortado.search import Layer, Tuner, layers_of
@@ -143,12 +143,13 @@ def test_measured_choices_are_compiled(tmp_path: Path) -> None:
 def test_explicit_targets_use_no_file_they_were_not_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = cortado.compile(network(), target="x86-64-v3")
     host = cortado.compile(network())
-    monkeypatch.setenv("CORTADO_CACHE_DIR", str(tmp_path))
-    write(user_database(), "x86-64-v3", {"square": Direct(2, 6, 6)})
+    own = tmp_path / "own.json"
+    monkeypatch.setenv("CORTADO_TUNING", str(own))
+    write(own, "x86-64-v3", {"square": Direct(2, 6, 6)})
     after = cortado.compile(network(), target="x86-64-v3")
     assert after._bundle.files == before._bundle.files
     assert after._bundle.manifest.to_text() == before._bundle.manifest.to_text()
-    write(user_database(), "host", {"square": Direct(2, 6, 6)})
+    write(own, "host", {"square": Direct(2, 6, 6)})
     assert kernels(cortado.compile(network()), "square") == ["conv_f32"], "host uses the user's"
     untuned = cortado.compile(network(), tuning=False)
     assert untuned._bundle.files == host._bundle.files
@@ -239,7 +240,6 @@ def test_executors_run_and_time_kernels() -> None:
 
 @pytest.mark.slow
 def test_tune_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CORTADO_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("cortado.search.LAYER_SECONDS", 0.01)
     monkeypatch.setattr("cortado.tune.WHOLE_SECONDS", 0.01)
     path = tmp_path / "t.json"

@@ -88,7 +88,7 @@ def _cuts(core: Core, problem: Problem, tiles: Direct) -> list[Direct]:
     k_parts = {k for k in (1, parts - 1, parts + 1, 2 * parts, 4) if 1 <= k <= max(1, geometry.channels // 32)}
     found = [replace(tiles, blocks=number) for number in sorted(blocks - {plain.blocks})]
     found += [replace(tiles, k_parts=number) for number in sorted(k_parts - {parts})]
-    return [*found, *([replace(tiles, ahead=not plain.ahead)] if core.prefetch else [])]
+    return [*found, *([replace(tiles, ahead=plain.ahead == 0)] if core.prefetch else [])]
 
 
 def _blocks(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], core: Core) -> list[Depthwise]:

@@ -49,7 +49,7 @@ class TileSpec:
     of small tiles; it divides unroll.
     by_lane: A is loaded as a vector of k and multiplied lane by lane (cores with four lanes; unroll is a multiple of the lanes).
     epilogue: what is done to the sums; it says of which type the output is.
-    ahead: tiles also fetch the weights that the tiles after them will use, one cache line in each trip.
+    ahead: cache lines that each trip fetches of the weights that the tiles after this one will use.
     """
 
     scalar: str
@@ -65,7 +65,7 @@ class TileSpec:
     by_lane: bool
     epilogue: EpilogueKind
     part: Part
-    ahead: bool = False
+    ahead: int = 0
 
     @property
     def stored(self) -> str:
@@ -92,7 +92,7 @@ class TileSpec:
         names = [("a", PTR), ("w", PTR)]
         names += [("bias", PTR)] * self.takes_bias + [("residual", PTR), ("residual_pixel", INDEX)] * self.takes_residual
         names += [("out", PTR), ("out_pixel", INDEX), ("count", INDEX), ("a_pixel", INDEX)]
-        names += [("ahead", INDEX), ("tile", INDEX)] * self.ahead
+        names += [("ahead", INDEX), ("tile", INDEX)] * (self.ahead > 0)
         if self.merged:
             names += [(f"run_{i}", INDEX) for i in range(len(self.groups))]
         else:
@@ -108,6 +108,11 @@ class TileSpec:
 def tile_kernel(spec: TileSpec, target: Target) -> Kernel:
     """Record the tile, once for all layers that have it. Called with the values of `spec.parameters()`."""
     return Tile(spec, target).record()
+
+
+def lines_of_trip(scalar: str, elements: int) -> int:
+    """Cache lines of the weights of one trip."""
+    return max(1, elements * BYTES[scalar] // LINE)
 
 
 def _family(spec: TileSpec) -> str:
@@ -147,10 +152,10 @@ class Tile:
         self.finish(self.combine(accumulators), outs, first)
 
     def line_of(self, number: Val) -> Val:
-        """Distance from a trip's weights to the cache line that it fetches. A trip uses several lines: each tile fetches another of them."""
-        line = LINE // BYTES[self.spec.scalar]
-        lines = max(1, self.spec.unroll * self.panel // line)
-        return self.p["ahead"] + (number + self.p["tile"]) % lines * line
+        """Distance from a trip's weights to the first line that it fetches. A trip uses several lines: each tile fetches others of them."""
+        spec, line = self.spec, LINE // BYTES[self.spec.scalar]
+        lines = lines_of_trip(spec.scalar, spec.unroll * self.panel)
+        return self.p["ahead"] + (number + self.p["tile"]) * spec.ahead % lines * line
 
     def pixels(self, base: Val, distance: Val, scalar: str) -> list[Val]:
         return [self.k.offset(base, distance * r, scalar) for r in range(self.spec.rows)]
@@ -255,7 +260,10 @@ class Tile:
                 here = {r: k.offset(rows[r], at, spec.scalar) for r in range(*seen)}
                 weights = k.offset(w, at * self.panel, spec.scalar)
                 if self.next_line is not None and steps == spec.unroll:
-                    k.virtual("prefetch", k.offset(weights, self.next_line, spec.scalar))
+                    for number in range(spec.ahead):
+                        k.virtual(
+                            "prefetch", k.offset(weights, self.next_line + number * LINE // BYTES[spec.scalar], spec.scalar)
+                        )
                 (self.steps_by_lane if spec.by_lane and steps > 1 else self.steps)(here, weights, steps, values)
                 return [values[i] for i in live]
 

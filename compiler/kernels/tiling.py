@@ -21,6 +21,7 @@ PARTS = 1.02  # times, where k is taken in parts
 BROADCAST = 0.71  # cycles from one load of an element into all lanes to the next
 HIDDEN = 320.0  # bytes of a stream that cost a cycle even behind multiply-adds
 TILE_OVERHEAD = 24.0  # cycles: addresses, loop ends (one of them mispredicted), first loads
+OVERLAP = 16.0  # of them pass behind the next tile where accumulators only just hide the latency, so that units wait for operands anyway
 MOST_SWEEPS = 64  # tiles of a panel beyond which the wait for its weights does not count
 UNROLLED = 64  # multiply-adds in one trip of the inner loop, at most
 
@@ -80,7 +81,8 @@ class Core:
             step = max(step, weights / SECOND_LEVEL) + weights / HIDDEN
         if depth * weights > self.panel_room:
             step *= PARTS
-        return depth * step + TILE_OVERHEAD + work
+        overlap = OVERLAP if work == LATENCY * PER_CYCLE else 0.0
+        return depth * step + TILE_OVERHEAD + work - overlap
 
 
 def core_of(target: Target, scalar: str) -> Core:
@@ -217,7 +219,8 @@ class Partition:
     """tasks = blocks * chunks. blocks: of units (`unit_block` each); a unit is a row, or one of `row_parts` equal numbers of its tiles.
 
     chunks: of panels. body_chunk, last_chunk: panels of each kind in a chunk, over all groups.
-    k_part: channels of a tap that are summed before the next ones are begun. ahead: tiles fetch the weights of the tiles after them.
+    k_part: channels of a tap that are summed before the next ones are begun. ahead: 0, or how many tiles there are at least to fetch the
+    weights of the panel after theirs.
     """
 
     row_parts: int
@@ -227,7 +230,7 @@ class Partition:
     body_chunk: int
     last_chunk: int
     k_part: int
-    ahead: bool
+    ahead: int
 
     @property
     def blocks(self) -> int:
@@ -256,8 +259,8 @@ def choose_partition(
     room = core.second_level // (2 if heavy else 4)
     several = panels.bodies + (panels.last > 0) > 1
     resident = max(1, -(-geometry.rows * row_bytes // room)) if several else 1
-    blocks = chosen_blocks or (resident if heavy else max(resident, wanted))
     body_panels, last_panels = groups * panels.bodies, groups * (panels.last > 0)
+    blocks = chosen_blocks or (resident if heavy or body_panels >= wanted else max(resident, wanted))
     most_tiles = len(balanced(width.outputs, max(panels.rows, panels.last_rows)))
     chunks = max(1, min(body_panels or last_panels, -(-wanted // min(blocks, geometry.rows * most_tiles))))
     body_chunk, last_chunk = -(-body_panels // chunks), -(-last_panels // chunks)
@@ -275,7 +278,8 @@ def choose_partition(
     sweeps = min(unit_block, units) * most_tiles // row_parts
     ahead = core.prefetch and heavy and 2 <= sweeps <= MOST_SWEEPS and panel_bytes // parts <= core.second_level // 8
     ahead = ahead if chosen_ahead is None else chosen_ahead and core.prefetch
-    return Partition(row_parts, units, unit_block, chunks, body_chunk, -(-last_panels // chunks), k_part, ahead)
+    tiles = max(1, sweeps) if ahead else 0
+    return Partition(row_parts, units, unit_block, chunks, body_chunk, -(-last_panels // chunks), k_part, tiles)
 
 
 def runs_of(segment: Segment, channels: int, merged: bool) -> list[int]:

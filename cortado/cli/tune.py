@@ -44,6 +44,8 @@ def tune_command(source: ModelSource, target: str, tuning: Path | None, seconds:
     if tuning is None and target != "host":
         raise OptionError(f"--target {target} needs --tuning FILE: compilations for it use a file only where they are told to")
     path = tuning or user_database()
+    if path is None:
+        raise OptionError("there is no folder for what is found: give --tuning FILE")
     graph = source.load()
     with status_line() as show:
         report = tune_graph(graph, find_target(target), path, seconds, show)
