@@ -14,8 +14,10 @@ from cortado.compiler.kernels.choice import Choice, from_plain, to_plain
 from cortado.compiler.target import Target
 from cortado.compiler.tuning import Tuning
 from cortado.errors import FormatError
+from cortado.files import read_file
 
 SCHEMA = 1
+MOST_BYTES = 256 << 20
 CLEARLY = 0.985  # of the baseline's time: differences below that are the clock's
 FILE_NAME = "tuning.json"
 VARIABLE = "CORTADO_TUNING"
@@ -79,7 +81,7 @@ def read_database(path: Path) -> Database:
     """The file's contents; an empty one where there is no file. Raises FormatError for any other file."""
     if not path.exists():
         return Database()
-    return parse_database(path.read_bytes(), str(path))
+    return parse_database(read_file(path, MOST_BYTES, "measured choices"), str(path))
 
 
 def parse_database(data: bytes, name: str) -> Database:
@@ -97,8 +99,8 @@ def parse_database(data: bytes, name: str) -> Database:
 
 
 def read_tuning(path: Path, target: Target) -> Tuning:
-    """The best choices for a target. Raises FormatError; OSError where the file cannot be read."""
-    data = path.read_bytes()
+    """The best choices for a target. Raises FormatError; InputError where the file cannot be read."""
+    data = read_file(path, MOST_BYTES, "measured choices")
     entries = parse_database(data, str(path)).entries(core_name(target))
     choices = {key: entry.best for key, entry in entries.items()}
     return Tuning(choices, str(path), hashlib.sha256(data).hexdigest())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 
 from cortado.errors import InputError
+from cortado.files import read_file
+
+MOST_BYTES = 64 << 20  # of a file of labels: a million long names
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Score:
 def read_labels(path: str | PathLike[str]) -> tuple[str, ...]:
     """One label a line, line i naming class i; empty lines at the end do not count. InputError where that cannot be read."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_file(path, MOST_BYTES, "labels").decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{path}: labels must be UTF-8 text, one a line") from None
     labels = tuple(line.strip() for line in text.rstrip().splitlines())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ import numpy as np
 from cortado.compiler.graph import Graph
 from cortado.compiler.types import TensorType
 from cortado.errors import InputError
+from cortado.files import read_file
 from cortado.preprocess import Preprocess
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 ARRAYS = (".npy", ".npz")
+MOST_CLASSES_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,8 @@ def _load_npy(path: Path) -> np.ndarray:
 def read_classes(path: str | PathLike[str]) -> dict[str, int]:
     """File name -> class index, from a CSV file with the columns `file` and `class`. InputError where that cannot be read."""
     try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            rows: Sequence[dict[str, str]] = list(csv.DictReader(file))
+        text = read_file(path, MOST_CLASSES_BYTES, "a table of classes").decode("utf-8-sig")
+        rows: Sequence[dict[str, str]] = list(csv.DictReader(io.StringIO(text, newline="")))
         return {row["file"]: int(row["class"]) for row in rows}
     except KeyError as error:
         raise InputError(f"{path}: no column {error}; it needs the columns file and class") from None

@@ -15,6 +15,7 @@ import numpy as np
 
 from cortado.compiler.types import NUMPY_DTYPE
 from cortado.errors import FormatError, InputError, UnsupportedError
+from cortado.files import read_file
 from cortado.predictor import Inputs, predictor_of, value_info
 from cortado.proto.caffe2 import NetDef, parse_net, parse_net_text, serialize_net
 from cortado.proto.caffe2_containers import is_minidb, parse_meta_net, parse_minidb, parse_tensors
@@ -152,7 +153,7 @@ def _contents(source: Any, what: str) -> tuple[str, bytes]:
             raise InputError(f"{path}: neither a file nor a pipe")  # a device such as /dev/zero never ends
         if status.st_size > _MAX_FILE:
             raise FormatError(f"{path}: larger than 2 GB, which no model file of these formats can be")
-        return str(path), path.read_bytes()
+        return str(path), read_file(path, _MAX_FILE, "a model file")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cortado.errors import FormatError
+from cortado.errors import FormatError, OptionError
 from cortado.runtime.manifest import FILE_NAME, Manifest, read_manifest
 
 
@@ -49,9 +49,15 @@ def write_bundle(bundle: Bundle, folder: str | os.PathLike[str]) -> None:
 
     Everything is first written under temporary names; then the old manifest goes, the files take their names, and the manifest comes
     last: at every moment the folder holds the old bundle, the new one, or files without a manifest, which `read_bundle` refuses.
+    Raises OptionError where the folder cannot be made.
     """
     root = Path(folder)
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        is_file = next((path for path in (root, *root.parents) if path.is_file()), None)
+        why = f"{is_file} is a file" if is_file is not None else error.strerror
+        raise OptionError(f"{root} cannot be made: {why}; give a folder that the model is saved into") from None
     old = _listed_files(root)
     contents = {**bundle.files, FILE_NAME: bundle.manifest.to_text().encode()}
     temporary = {name: root / f".{name}.{os.getpid()}.tmp" for name in contents}

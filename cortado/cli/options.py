@@ -70,12 +70,16 @@ class ModelSource:
     def is_bundle(self) -> bool:
         return (self.path / "manifest.json").is_file()
 
+    def require_model(self) -> None:
+        """OptionError for a bundle."""
+        if self.is_bundle:
+            raise OptionError(f"{self.path} is a compiled bundle; give the model file it was made from")
+
     def load(self) -> Graph:
         """The graph of the model file. OptionError for a bundle, which holds no graph any more."""
         import cortado
 
-        if self.is_bundle:
-            raise OptionError(f"{self.path} is a compiled bundle; give the model file it was made from")
+        self.require_model()
         shapes = {name: shape if dtype is None else (shape, dtype) for name, shape, dtype in self.inputs}
         if len(shapes) < len(self.inputs):
             names = [name for name, _, _ in self.inputs]
@@ -186,7 +190,7 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options: list[Callable[[Any], Any]] = [
         click.argument("path", metavar="MODEL", type=click.Path(exists=True, path_type=Path)),
         click.option("--init", type=FILE, help="The weights of a predict net: init_net.pb, or an .npz of blobs."),
-        click.option("--weights", type=FILE, help="The .caffemodel of a .prototxt."),
+        click.option("--weights", type=FILE, hidden=True),  # of formats that cannot be read yet: refused in words
         click.option(
             "--input",
             "inputs",
@@ -210,7 +214,7 @@ def compile_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Processor, features and system: host, x86-64-v3, cortex-m4 ... See `cortado targets`.",
         ),
         click.option("--name", metavar="NAME", help="Name of the library and prefix of its symbols; else the net's name."),
-        click.option("--dtype", metavar="DTYPE", help="float32, float16, bfloat16 or int8; else the model's own types."),
+        click.option("--dtype", metavar="DTYPE", help="float32 or int8; else the model's own types."),
         click.option(
             "--calibrate",
             type=click.Path(exists=True, path_type=Path),
