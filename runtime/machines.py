@@ -12,10 +12,11 @@ from typing import Protocol
 
 from cortado.backends.codegen import compile_modules
 from cortado.compiler.target import Target
+from cortado.errors import TargetError
 from cortado.runtime import pc
 from cortado.runtime.archive import read_archive
 from cortado.runtime.bundle import Bundle
-from cortado.runtime.elf import ElfObject, read_object
+from cortado.runtime.elf import EXEC, ElfObject, read_object
 from cortado.runtime.harness import (
     ENTRY,
     FAULT,
@@ -152,6 +153,12 @@ class PcMachine:
 
     def files(self, bundle: Bundle, target: Target) -> dict[str, bytes]:
         """Code is below 512 MiB, data above, and the stack behind them."""
+        sections = [section for _, data in read_archive(bundle.library) for section in read_object(data).sections]
+        if any(pc.misread(section.data) for section in sections if section.flags & EXEC):
+            raise TargetError(
+                f"{bundle.manifest.name} is compiled for {target.name}; Bochs would execute some of its instructions wrongly "
+                "(vpinsrb, vpextrw)"
+            )
         harness = pc_harness(target.triple, *_sizes(bundle))
         regions = [Region(_MB, 511 * _MB, False), Region(512 * _MB, 2048 * _MB, True)]
         _, addresses, segments = _linked(bundle, target, harness, regions)

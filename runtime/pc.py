@@ -10,6 +10,7 @@ Registers: Intel SDM volume 3, chapters 2, 4 and 10. Disks: AT Attachment (ATA-6
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,6 +91,12 @@ ffd7 f4                         go: call rdi; hlt
 """
 
 
+# EVEX vpinsrb (66.0F3A 20) and vpextrw (66.0F3A 15) with memory at a distance of one byte.
+_MISREAD = re.compile(
+    rb"\x62[\x03\x13\x23\x33\x43\x53\x63\x73\x83\x93\xa3\xb3\xc3\xd3\xe3\xf3].[\x00\x08][\x20\x15][\x40-\x7f]", re.DOTALL
+)
+
+
 @dataclass(frozen=True)
 class Load:
     """So many sectors of disk 0, from the first one on, belong at the address."""
@@ -132,3 +139,11 @@ def _assembled(listing: str) -> bytes:
 def disk_bytes(nbytes: int) -> int:
     """The size of a disk that so many bytes fit on."""
     return -(-max(nbytes, 1) // _CYLINDER) * _CYLINDER
+
+
+def misread(code: bytes | memoryview) -> bool:
+    """Whether Bochs 2.7 would execute the machine code wrongly.
+
+    It counts the distance of a byte in words, and of a word in bytes, in two instructions where they use registers beyond the sixteenth.
+    """
+    return any(match.group()[2] & 7 == 5 for match in _MISREAD.finditer(code))

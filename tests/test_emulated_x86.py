@@ -36,6 +36,7 @@ from cortado.compiler.types import cut_rows
 from cortado.errors import TargetError
 from cortado.runtime.emulate import EmulatedRunner
 from cortado.runtime.machines import PcMachine
+from cortado.runtime.pc import misread
 
 pytestmark = pytest.mark.emulator
 V4, VNNI = "x86-64-v4", "x86-64-v4+avx512vnni"
@@ -183,6 +184,17 @@ def test_init_asks_processor_and_system(machine: PcMachine) -> None:
     runner = EmulatedRunner(small_bundle(find_target(V4)), machine)
     with pytest.raises(TargetError, match="the processor that bochs emulates lacks instructions of it"):
         runner.run(list(small_feeds().values()))
+
+
+def test_instructions_that_bochs_misreads_are_seen() -> None:
+    """vpinsrb and vpextrw with memory: refused where registers of AVX-512 and a distance of one byte come together."""
+    for code in ("62e37d0020480803", "62036500205c510803", "62637d0815780403", "62637d08157c370403"):
+        assert misread(bytes(7) + bytes.fromhex(code))
+    for code in ("c4e37120780803", "62e37d0020880004000003", "62637d08153803", "62637d0814780803", "62917d08c5c703"):
+        assert not misread(bytes(7) + bytes.fromhex(code))
+    image = np.zeros((3, 70), np.int8)
+    with pytest.raises(TargetError, match="Bochs would execute some of its instructions wrongly"):
+        check_emulated([Case(LOWERINGS["div"], node_of("div", [image, image], {}), [image, image])], find_target(V4))
 
 
 @pytest.mark.slow
