@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
 from cortado.compiler.types import TensorInfo
@@ -57,10 +58,13 @@ class Report:
             f"  work    {self.macs:13,} multiply-adds in {len(self.steps)} steps",
             "",
         ]
-        rows = [("step", "operator", "multiply-adds", "share", "from")]
-        for step in self.steps:
-            share = f"{100 * step.macs / self.macs:.1f}%" if self.macs and step.macs else ""
-            rows.append((step.name, step.op, f"{step.macs:,}" if step.macs else "", share, ", ".join(step.origin)))
+        rows = [("node", "operator", "multiply-adds", "share", "from")]
+        for (name, op), group in groupby(self.steps, key=lambda step: (step.name, step.op)):
+            steps = tuple(group)
+            macs = sum(step.macs for step in steps)
+            share = f"{100 * macs / self.macs:.1f}%" if macs else ""
+            what = f"{op}, {len(steps)} steps" if len(steps) > 1 else op
+            rows.append((name, what, f"{macs:,}" if macs else "", share, ", ".join(steps[0].origin)))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         for name, op, macs, share, origin in rows:
             lines.append(f"  {name:{widths[0]}}  {op:{widths[1]}}  {macs:>{widths[2]}}  {share:>{widths[3]}}  {origin}".rstrip())

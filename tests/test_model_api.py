@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from graphs import Net
 from native import runnable_targets
 from programs import FIRST, PARITY, SECOND, SUM, small_answer, small_bundle, small_feeds
 
@@ -121,6 +122,19 @@ def test_the_report_has_sizes_and_steps(model: Model) -> None:
     ):
         assert part in text
     assert len({len(line) for line in text.splitlines() if "50.0%" in line}) <= 2
+
+
+def test_the_report_has_one_row_for_each_node() -> None:
+    """A convolution by Winograd's filtering is three steps of one node."""
+    g = Net()
+    graph = g.graph(g.op("relu", g.conv(g.input(1, 28, 28, 64), 64, 3, pad=1, name="conv1"), name="relu1"))
+    report = cortado.compile(graph, target="x86-64-v3").report()
+    steps = [step for step in report.steps if "conv1" in step.origin[0]]
+    assert len(steps) == 3
+    rows = [line for line in str(report).splitlines() if "conv1" in line]
+    macs = 28 * 28 * 64 * 64 * 9
+    assert len(rows) == 1 and "conv, 3 steps" in rows[0] and f"{macs:,}" in rows[0] and "100.0%" in rows[0]
+    assert f"{macs:,} multiply-adds in {len(report.steps)} steps" in str(report)
 
 
 @here
