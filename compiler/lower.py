@@ -45,8 +45,14 @@ def lower(graph: Graph, target: Target, optimize_for: str = "speed", tuning: Tun
     conditions = conditions_of(graph, order)
     storage = assign_storage(graph, order, conditions)
     steps = _Steps(target, lowerings(optimize_for, tuning), conditions, storage)
+    problems: list[str] = []
     for node in order:
-        _lower_node(node, storage, steps)
+        try:
+            _lower_node(node, storage, steps)
+        except UnsupportedError as error:
+            problems += error.nodes or (str(error),)
+    if problems:
+        raise UnsupportedError("; ".join(problems), problems)
     for position in storage.copied_outputs:
         name, value = graph.outputs[position]
         whole = Place(storage.output_roots[position], 0, contiguous_strides(value.shape))

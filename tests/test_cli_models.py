@@ -135,7 +135,9 @@ def test_inspect_lists_every_node_of_the_file(capsys: pytest.CaptureFixture[str]
     assert list(nodes)[:3] == ["conv1", "conv1/relu", "conv2"] and len(nodes) == 15
     conv2 = nodes["conv2"]
     assert (conv2["ops"], conv2["shape"], conv2["parameters"]) == ("conv", [1, 32, 8, 8], 32 * 16 * 9)
-    assert conv2["macs"] == 32 * 16 * 9 * 64 and conv2["fate"] == nodes["conv2/bn"]["fate"]
+    assert conv2["macs"] == 32 * 16 * 9 * 64 and conv2["kind"] == "kept"
+    assert nodes["conv2/bn"]["fate"] == "folded into conv2/relu (conv+bias+relu)" and nodes["conv2/relu"]["kind"] == "fused"
+    assert found["obstacles"] == []
     assert found["macs"] == sum(entry["macs"] for entry in nodes.values())
     assert found["inputs"] == [{"name": "data", "shape": [1, 1, 8, 8], "dtype": "float32", "layout": "NCHW"}]
     assert invoke(["inspect", MODEL, "--input", SHAPE]) == 0

@@ -37,7 +37,7 @@ from cortado.compiler.importers import (
 from cortado.compiler.importers.caffe2_args import Args
 from cortado.compiler.importers.caffe2_blobs import Blob, Renamed, Step, rename
 from cortado.compiler.importers.caffe2_call import MAX_FILL, MAX_FILLS, Call, OpSpec, Scope, evaluated
-from cortado.compiler.importers.caffe2_unsupported import REASONS
+from cortado.compiler.importers.caffe2_unsupported import hint
 from cortado.compiler.importers.layouts import boundary_layouts
 from cortado.compiler.ops.checks import bounded
 from cortado.compiler.types import Quant, TensorType
@@ -210,7 +210,7 @@ def _unknown_operators(plan: Plan) -> list[str]:
     hints: dict[str, str] = {}
     for kind in sorted({step.operator.type for step in unknown}):
         close = get_close_matches(kind, OPERATORS, 1, 0.85) if len(hints) < 20 else []
-        hints[kind] = f": {REASONS[kind]}" if kind in REASONS else f"; did the file mean {close[0]}?" if close else ""
+        hints[kind] = hint(kind) or (f"; did the file mean {close[0]}?" if close else "")
     return [
         f"{_label(step)}: there is no importer for operators of type '{step.operator.type}'{hints[step.operator.type]}"
         for step in unknown

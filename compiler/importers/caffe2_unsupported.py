@@ -1,4 +1,4 @@
-"""Operators of Caffe2 that are known and not imported, each with its reason."""
+"""Operators of Caffe2 that are not imported: reasons of those that are known, and what a net can say instead."""
 
 from __future__ import annotations
 
@@ -18,3 +18,80 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "Fused8BitRowwiseQuantizedToFloat": _UNPACKED,
     }
 )
+
+_TRAINING = "it belongs to training; save the net for inference (a predict_net), which does without it"
+_DEVICES = "Copy; a compiled program has one memory"
+
+# Operator type -> the nearest thing that is supported.
+REWRITES: Mapping[str, str] = MappingProxyType(
+    {
+        "AliasWithName": "Alias",
+        "ConvTransposeUnpool": "ConvTranspose",
+        "CopyCPUToGPU": _DEVICES,
+        "CopyCPUToMKL": _DEVICES,
+        "CopyGPUToCPU": _DEVICES,
+        "CopyMKLToCPU": _DEVICES,
+        "DepthToSpace": "Reshape, Transpose, Reshape",
+        "Do": "the operators of its net in its place",
+        "Embedding": "Gather",
+        "EmbeddingBag": "SparseLengthsSum, or Gather and ReduceSum",
+        "Equal": "EQ",
+        "FbFCPacked": "FC with the weights as they were before packing",
+        "FloatToFused8BitRowwiseQuantized": "run it when preparing the model, and give its result with init=",
+        "FloatToRowwiseQuantized8Bits": "run it when preparing the model, and give its result with init=",
+        "For": "the operators of its net as often as it runs them",
+        "Fused8BitRowwiseQuantizedToFloat": "give the float32 numbers with init=, or look rows up with SparseLengthsSumFused8BitRowwise",
+        "GatherND": "FlattenToVec and Gather with indices into all elements",
+        "GatherRanges": "Gather with the indices of the ranges, where they are known",
+        "GivenTensorFp16Fill": "GivenTensorFill",
+        "Greater": "GT",
+        "GreaterEqual": "GE",
+        "HardSwish": "HardSigmoid (alpha 1/6, beta 1/2) and Mul",
+        "Identity": "Copy",
+        "Int8BatchMatMul": "Int8Dequantize, BatchMatMul, Int8Quantize",
+        "Int8FCRelu": "Int8FC and Int8Relu",
+        "Int8Gather": "Int8Dequantize, Gather, Int8Quantize",
+        "Int8GroupNorm": "Int8Dequantize, GroupNorm, Int8Quantize",
+        "Int8Mul": "Int8Dequantize, Mul, Int8Quantize",
+        "Int8SpatialBN": "scale and shift folded into the weights of the Int8Conv before it",
+        "Int8SpatialBNRelu": "scale and shift folded into the weights of the Int8Conv before it, made an Int8ConvRelu",
+        "Int8Tanh": "Int8Dequantize, Tanh, Int8Quantize",
+        "Less": "LT",
+        "LessEqual": "LE",
+        "Log1p": "Add of 1 and Log",
+        "LogSoftmax": "Softmax and Log",
+        "MaxPoolWithIndex": "MaxPool",
+        "Mish": "Softplus, Tanh, Mul",
+        "Neg": "Negative",
+        "NonMaxSuppression": "BoxWithNMSLimit",
+        "PackSegments": "Reshape, where all segments have the same length",
+        "PixelShuffle": "Reshape, Transpose, Reshape",
+        "RMSNorm": "Sqr, ReduceMean, Add, Pow, Mul",
+        "RecurrentNetwork": "LSTM or GRU cells written out, step by step",
+        "ReduceProd": "Log, ReduceSum, Exp, where all numbers are positive",
+        "ReduceSumSquare": "Sqr and ReduceSum",
+        "ResizeBilinear": "UpsampleBilinear",
+        "Round": "Add of 0.5 and Floor",
+        "RowWiseArgMax": "ArgMax with axis=1, keepdims=1",
+        "ScaleGradient": "Copy",
+        "SpaceToDepth": "Reshape, Transpose, Reshape",
+        "Unsqueeze": "ExpandDims",
+        "Upsample": "ResizeNearest or UpsampleBilinear",
+        "UpsampleNearest": "ResizeNearest",
+        "While": "the operators of its body as often as it runs them, or If for what is done once",
+        **dict.fromkeys(
+            (
+                "Accuracy", "Adagrad", "Adam", "Allreduce", "AtomicIter", "Barrier", "Checkpoint", "CreateDB", "DequeueBlobs",
+                "EnqueueBlobs", "ImageInput", "Iter", "LabelCrossEntropy", "LearningRate", "Load", "MakeTwoClass", "MomentumSGDUpdate",
+                "Print", "Save", "TensorProtosDBInput", "WallClockTime",
+            ),
+            _TRAINING,
+        ),
+    }
+)  # fmt: skip
+
+
+def hint(kind: str) -> str:
+    """What to say of an operator type that is not imported: ": reason", "; instead: rewrite", both or nothing."""
+    reason, rewrite = REASONS.get(kind), REWRITES.get(kind)
+    return (f": {reason}" if reason else "") + (f"; instead: {rewrite}" if rewrite else "")
