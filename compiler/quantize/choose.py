@@ -14,6 +14,7 @@ from cortado.compiler.quantize.equalize import equalized, find_factors
 from cortado.compiler.quantize.plan import LAYERS, Plan, limits_of, make_plan
 from cortado.compiler.quantize.ranges import METHODS, quant_of
 from cortado.compiler.quantize.record import CalibrationRecord, Decision, TensorStatistics
+from cortado.compiler.quantize.sensitivity import alone
 from cortado.compiler.quantize.simulate import Simulation, simulation
 from cortado.compiler.quantize.weights import weight_error_bias
 from cortado.compiler.types import Executor, Quant
@@ -142,11 +143,17 @@ def decide(
         promising = methods if contest.best is None else (contest.best[1].method,)
         contest.enter(Comparison.of(other, second, make_executor), {**record.tensors, **overlay}, promising, factors)
     assert contest.best is not None
-    _, decision, found = contest.best
+    error, decision, found = contest.best
     names = {f"tensor{i}": repr(value) for i, value in enumerate(plan.observed)}
     layers = {names[name]: error for name, error in found.items() if name in names}
     decision = replace(decision, errors=contest.errors, layers=layers)
-    return replace(record, decision=decision, equalized=overlay if decision.factors else {})
+    record = replace(record, decision=decision, equalized=overlay if decision.factors else {})
+    if decision.factors:
+        plan, observer = other, second
+    quants = quants_of(plan, record.effective, decision.method)
+    moved = moved_biases(plan, record.effective) if decision.correct_bias else {}
+    single = alone(plan, quants, moved, error, observer, samples, make_executor, progress)
+    return replace(record, decision=replace(decision, alone=single))
 
 
 def _equalized_statistics(

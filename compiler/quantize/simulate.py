@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from cortado.compiler.quantize.weights import rounded_weights, weight_scales
 from cortado.compiler.rewrite import with_unique_names
 from cortado.compiler.types import Quant, TensorType
 
-RANGES, BIASES = "quantization/ranges", "quantization/biases"
+RANGES, BIASES, SWITCHES = "quantization/ranges", "quantization/biases", "quantization/switches"
 SOFT = ("softmax", "reshape", "transpose")  # what hides the size of an error at the end of a network
 ROW = 4  # numbers per tensor: least and greatest value, 1 / scale, scale
 
@@ -25,12 +26,13 @@ ROW = 4  # numbers per tensor: least and greatest value, 1 / scale, scale
 class Simulation:
     """graph: outputs `output0` ... for the network's own (as they are before a softmax), then `tensor0` ... for what is observed.
 
-    Beside the network's inputs it takes RANGES float32[tensors, ROW] and BIASES float32[all layers' channels].
+    Beside the network's inputs it takes RANGES float32[tensors, ROW] and BIASES float32[all layers' channels]; where it is switched also
+    SWITCHES float32[layers]: 0 for rounded weights, 1 for exact ones.
     """
 
     plan: Plan
     graph: Graph
-    biases: Mapping[Node, tuple[int, int]]  # begin and end in BIASES
+    biases: Mapping[Node, tuple[int, int]]  # begin and end in BIASES; in the order of SWITCHES
 
     def feeds(self, quants: Sequence[Quant], moved: Mapping[Node, np.ndarray]) -> dict[str, np.ndarray]:
         """What the two extra inputs must be for these choices."""
@@ -64,13 +66,15 @@ def measured(graph: Graph) -> tuple[tuple[str, Value], ...]:
     return tuple((f"output{i}", value) for i, value in enumerate(values) if value.type.dtype == "float32")
 
 
-def simulation(plan: Plan) -> Simulation:
-    build = _Build(plan)
+def simulation(plan: Plan, switched: bool = False) -> Simulation:
+    """switched: weights can be exact, and only the network's outputs are outputs."""
+    build = _Build(plan, switched)
     for node in plan.graph.nodes():
         build.node(node)
     outputs = [(name, build.plain[value]) for name, value in measured(plan.graph)]
-    outputs += [(f"tensor{i}", build.rounded(value)) for i, value in enumerate(plan.observed)]
-    inputs = (*plan.graph.inputs, build.ranges, build.biases)
+    if not switched:
+        outputs += [(f"tensor{i}", build.rounded(value)) for i, value in enumerate(plan.observed)]
+    inputs = (*plan.graph.inputs, build.ranges, build.biases, *([build.switches] if switched else []))
     graph = Graph(plan.graph.name, inputs, tuple(outputs))
     return Simulation(plan, with_unique_names(graph), build.places)
 
@@ -80,6 +84,7 @@ class _Build:
     """plain: what stands for a value of the float graph; where an int8 operator makes it, it is rounded already."""
 
     plan: Plan
+    switched: bool = False
     plain: dict[Value, Value] = field(default_factory=dict)
     quantized: dict[Value, Value] = field(default_factory=dict)
     rows: dict[int, list[Value]] = field(default_factory=dict)
@@ -93,6 +98,7 @@ class _Build:
             at += node.types[0].shape[-1]
         self.ranges = graph_input(RANGES, TensorType((max(1, len(self.plan.tensors)), ROW)))
         self.biases = graph_input(BIASES, TensorType((max(1, at),)))
+        self.switches = graph_input(SWITCHES, TensorType((max(1, len(layers)),)))
 
     def node(self, node: Node) -> None:
         if node not in self.plan.quantized:
@@ -158,11 +164,23 @@ class _Build:
         begin, end = self.places[node]
         bias = make("slice", (self.biases.out(),), {"starts": (begin,), "stops": (end,)}, f"{node.name}/bias_input").out()
         epilogue = node.attrs["epilogue"]
-        extra = (bias, *inputs[2 + (("bias",) in epilogue) :])
+        residual = inputs[2 + (("bias",) in epilogue) :]
+        lost = self._lost(node, inputs[0], weights - real, attrs) if self.switched else ()
+        extra = (bias, *residual, *lost)
         count = 1 + len(extra) + ROW + 1
         steps: list[Instruction] = [("add", (0, 1), ())]
-        if len(extra) > 1:
-            steps.append(("add", (count, 2), ()))
+        if lost:
+            steps += [("mul", (len(extra) - 1, len(extra)), ()), ("add", (count, count + 1), ())]
+        if residual:
+            steps.append(("add", (count + len(steps) - 1, 2), ()))
         if epilogue and epilogue[-1][0] == "activation":
             steps.append((epilogue[-1][1], (count + len(steps) - 1,), epilogue[-1][2]))
         return self._round(product, extra, tuple(steps), self.plan.of[node.out()], node.name)
+
+    def _lost(self, node: Node, x: Value, rest: np.ndarray, attrs: Mapping[str, Any]) -> tuple[Value, Value]:
+        """What the rounding of a layer's weights takes from its products, and the switch that gives it back."""
+        kernel = constant(rest.astype(np.float32), f"{node.inputs[1].node.name}/lost")
+        at = list(self.places).index(node)
+        cut = {"starts": (at,), "stops": (at + 1,)}
+        product = make(node.op, (x, kernel), attrs, f"{node.name}/lost").out()
+        return product, make("slice", (self.switches.out(),), cut, f"{node.name}/switch").out()
