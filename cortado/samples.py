@@ -1,4 +1,4 @@
-"""Samples for calibration and verification: pictures and arrays from a folder or an .npz file, one after the other."""
+"""Samples for calibration and verification: pictures and arrays from a folder or a file, one after the other."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ import numpy as np
 
 from cortado.compiler.graph import Graph
 from cortado.compiler.types import TensorType
-from cortado.errors import InputError
+from cortado.errors import FormatError, InputError
 from cortado.files import read_file
 from cortado.preprocess import Preprocess
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
-ARRAYS = (".npy", ".npz")
+TENSORS = (".pb", ".tensorprotos")  # Caffe2's TensorProtos
+ARRAYS = (".npy", ".npz", *TENSORS)
 MOST_CLASSES_BYTES = 1 << 30
+MOST_TENSOR_BYTES = 1 << 31  # what one protobuf message may hold
 
 
 @dataclass(frozen=True)
@@ -36,32 +38,34 @@ class Sample:
 def read_samples(
     path: str | PathLike[str], graph: Graph, preprocess: Mapping[str, Any], begin: int = 0, end: int | None = None
 ) -> Iterator[Sample]:
-    """Samples `begin` to `end` of a folder (pictures, .npy and .npz files by name) or of an .npz file, for a graph's inputs.
+    """Samples `begin` to `end` of a folder (pictures, .npy, .npz and TensorProtos files by name) or of an .npz or TensorProtos file.
 
-    A picture or .npy is for the only input; preprocess: fields of Preprocess, the rest comes from the input. An .npz in a folder is one
-    sample, arrays by input name; an .npz file holds several samples along axis 0, or one of exactly the inputs' shapes. Samples of one
+    A picture or .npy is for the only input; preprocess: fields of Preprocess, the rest comes from the input. A file of named arrays in a
+    folder is one sample; alone it holds several samples along axis 0, or one of exactly the inputs' shapes. Samples of one
     element are put together for networks of larger batches. Only one is held at a time. InputError where something does not fit.
     """
     kinds = {node.name: node.types[0] for node in graph.inputs}
     if not kinds:
         raise InputError(f"network {graph.name!r} has no input to give samples to")
-    singles = _from_folder(Path(path), graph, preprocess) if Path(path).is_dir() else _from_npz(Path(path), kinds)
+    singles = _from_folder(Path(path), graph, preprocess) if Path(path).is_dir() else _from_file(Path(path), kinds)
     return islice(_batched(singles, kinds), begin, end)
 
 
 def _from_folder(folder: Path, graph: Graph, preprocess: Mapping[str, Any]) -> Iterator[Sample]:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in (*PICTURES, *ARRAYS))
     if not files:
-        raise InputError(f"{folder}: no pictures, .npy or .npz files in it")
+        raise InputError(f"{folder}: no pictures, .npy, .npz or TensorProtos (.pb) files in it")
     first = graph.inputs[0]
     prepare = None
     for file in files:
-        if file.suffix.lower() == ".npz":
-            yield Sample((file.name,), _load_npz(file))
+        if file.suffix.lower() in (".npz", *TENSORS):
+            yield Sample((file.name,), named_arrays(file))
             continue
         if len(graph.inputs) != 1:
             names = ", ".join(node.name for node in graph.inputs)
-            raise InputError(f"{file}: the network has several inputs ({names}); give .npz files with an array for each")
+            raise InputError(
+                f"{file}: the network has several inputs ({names}); give .npz or TensorProtos files with an array for each"
+            )
         if file.suffix.lower() == ".npy":
             yield Sample((file.name,), {first.name: _load_npy(file)})
             continue
@@ -70,8 +74,8 @@ def _from_folder(folder: Path, graph: Graph, preprocess: Mapping[str, Any]) -> I
         yield Sample((file.name,), {first.name: prepare(file)})
 
 
-def _from_npz(path: Path, kinds: Mapping[str, TensorType]) -> Iterator[Sample]:
-    arrays = _load_npz(path)
+def _from_file(path: Path, kinds: Mapping[str, TensorType]) -> Iterator[Sample]:
+    arrays = named_arrays(path)
     wrong = sorted(set(arrays) ^ set(kinds))
     if wrong:
         raise InputError(f"{path} holds arrays {', '.join(arrays) or 'of no name'}; the network's inputs are {', '.join(kinds)}")
@@ -104,6 +108,18 @@ def _batched(samples: Iterator[Sample], kinds: Mapping[str, TensorType]) -> Iter
             feeds = {name: np.concatenate([one.feeds[name] for one in waiting]) for name in waiting[0].feeds}
             yield Sample(tuple(name for one in waiting for name in one.names), feeds)
             waiting = []
+
+
+def named_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file or of Caffe2's TensorProtos, by name. InputError where it is neither."""
+    if path.suffix.lower() not in TENSORS:
+        return _load_npz(path)
+    from cortado.proto.caffe2_containers import parse_tensors
+
+    try:
+        return parse_tensors(read_file(path, MOST_TENSOR_BYTES, "tensors"), str(path))
+    except FormatError as error:
+        raise InputError(str(error)) from None
 
 
 def _load_npz(path: Path) -> dict[str, np.ndarray]:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import cortado
+from cortado.cli.main import invoke
 from cortado.compiler.reference import run_graph
 from cortado.proto.caffe2 import DATA_TYPE_NUMBERS, NetDef, operator, serialize_net
+from cortado.samples import read_samples
 from cortado.source import CAFFE2, META_NET, MINIDB, TENSORS, recognise
 
 W = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -145,3 +147,42 @@ def test_tensors_whose_data_do_not_fit_are_refused() -> None:
 def test_a_database_without_a_net_is_no_source() -> None:
     with pytest.raises(cortado.FormatError, match="without a net"):
         cortado.load(database(("w", tensor("w", W))))
+
+
+def protos(**arrays: np.ndarray) -> bytes:
+    return message(*((1, tensor(name, array)) for name, array in arrays.items()))
+
+
+def test_tensors_are_inputs_of_the_run_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.pb").write_bytes(serialize_net(PREDICT))
+    np.savez(tmp_path / "init.npz", w=W, b=B)
+    (tmp_path / "x.pb").write_bytes(protos(x=X))
+    (tmp_path / "other.pb").write_bytes(protos(picture=X))
+    (tmp_path / "two.pb").write_bytes(protos(p=X, q=X))
+    model = ["run", str(tmp_path / "net.pb"), "--init", str(tmp_path / "init.npz"), "--input", "x=1,3"]
+    for data in ("x.pb", "x=x.pb", "x=other.pb"):
+        name, equals, file = data.rpartition("=")
+        out = tmp_path / "out.npz"
+        assert invoke([*model, f"{name}{equals}{tmp_path / file}", "-o", str(out), "--json"]) == 0
+        with np.load(out) as got:
+            assert np.array_equal(got["y"], X @ W.T + B)
+    capsys.readouterr()
+    assert invoke([*model, f"x={tmp_path / 'two.pb'}"]) == 2
+    assert "none is called x" in capsys.readouterr().err
+
+
+def test_tensors_are_samples(tmp_path: Path) -> None:
+    graph = cortado.load(serialize_net(PREDICT), init={"w": W, "b": B}, inputs={"x": (1, 3)})
+    (tmp_path / "all.pb").write_bytes(protos(x=np.concatenate([X, 2 * X])))
+    assert [sample.feeds["x"].tolist() for sample in read_samples(tmp_path / "all.pb", graph, {})] == [
+        X.tolist(),
+        (2 * X).tolist(),
+    ]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in (1, 2):
+        (folder / f"{number}.pb").write_bytes(protos(x=number * X))
+    assert [sample.names for sample in read_samples(folder, graph, {})] == [("1.pb",), ("2.pb",)]
+    (tmp_path / "bad.pb").write_bytes(b"\xff\xff\xff")
+    with pytest.raises(cortado.InputError, match=r"bad\.pb"):
+        next(read_samples(tmp_path / "bad.pb", graph, {}))

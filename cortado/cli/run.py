@@ -24,6 +24,7 @@ from cortado.cli.options import (
 from cortado.errors import InputError
 from cortado.labels import is_vector, read_labels, top
 from cortado.preprocess import Preprocess
+from cortado.samples import TENSORS, named_arrays
 
 if TYPE_CHECKING:
     from cortado import Model
@@ -61,8 +62,9 @@ def run_command(
 ) -> None:
     """Run MODEL on pictures or arrays.
 
-    MODEL is a model file, or a folder that `compile` wrote; FILE a picture, an .npy or an .npz. Prints the best classes. Several files
-    of a model with one input are run one after the other. For several inputs give NAME=FILE for each, or an .npz.
+    MODEL is a model file, or a folder that `compile` wrote; FILE a picture, an .npy, an .npz or a TensorProtos (.pb). Prints the best
+    classes. Several files of a model with one input are run one after the other. For several inputs give NAME=FILE for each, or a file
+    of named arrays.
 
     \b
     Example: SqueezeNet on a picture, prepared the way Caffe does
@@ -109,6 +111,8 @@ def feeds(model: Model, data: tuple[str, ...], preprocess: dict[str, Any]) -> li
             files.append(path)
         elif Path(item).suffix.lower() == ".npz":
             named.update(read_npz(item))
+        elif Path(item).suffix.lower() in TENSORS:
+            named.update(named_arrays(Path(item)))
             files.append(item)
         else:
             free.append(item)
@@ -144,7 +148,12 @@ def read_npz(path: str) -> Feed:
 
 
 def read_array(path: str, name: str, info: TensorInfo, preprocess: dict[str, Any]) -> np.ndarray:
-    """An .npy as it is; a picture prepared for the input."""
+    """An .npy, or the tensor of this name (or the only one) of TensorProtos, as it is; a picture prepared for the input."""
+    if Path(path).suffix.lower() in TENSORS:
+        tensors = named_arrays(Path(path))
+        if name not in tensors and len(tensors) != 1:
+            raise InputError(f"{path} holds tensors {', '.join(tensors) or 'of no name'}; none is called {name}")
+        return tensors[name] if name in tensors else next(iter(tensors.values()))
     if Path(path).suffix.lower() != ".npy":
         return picture_input(path, name, info, preprocess)
     try:

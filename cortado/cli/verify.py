@@ -28,7 +28,7 @@ CALIBRATION = 32  # samples, where no others are given
 @compile_options
 @preprocess_options
 @click.option(
-    "--samples", type=click.Path(exists=True, path_type=Path), required=True, metavar="DIR", help="Pictures, .npy or .npz files."
+    "--samples", type=click.Path(exists=True, path_type=Path), required=True, metavar="DIR", help="Pictures, .npy, .npz or TensorProtos (.pb) files."
 )
 @click.option("--labels", type=FILE, help="CSV file with the columns file and class: what the best class should be.")
 @click.option("--label-offset", type=int, default=0, help="Number of the network's output that class 0 is; else 0.")
