@@ -127,3 +127,9 @@ def test_it_is_chosen_where_multiplications_dominate_and_defined_only_there() ->
     assert chosen((1, 56, 56, 64), 64, dilations=(2, 2)) == 0
     assert chosen((1, 56, 56, 60), 64) == 0, "channels fill vectors"
     assert chosen((1, 56, 56, 64), 64, target="cortex-m4") == 0
+
+
+def test_tiny_layers_keep_their_small_weights() -> None:
+    """A few microseconds are not worth four times the weights; the same channels in a larger image are."""
+    assert chosen((1, 8, 8, 16), 32) == 0
+    assert chosen((1, 56, 56, 16), 32) == 4

@@ -30,6 +30,7 @@ LINE = 16  # float32 of a cache line: rows of products are kept from falling on 
 TRANSFORM_INPUT, TRANSFORM_OUTPUT = 2.6, 2.2  # cycles per product and vector of channels, loads and stores included
 STREAM = 10.0  # bytes a cycle that weights outside of the second cache level arrive with
 GAIN = 0.88  # of the direct way's cycles, at most: below that the larger weights do not pay
+LEAST = 16_384  # cycles, some 5 us, that it must be faster by: what is small already is not made larger for less
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def choose_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand],
         products = tiling.f.size**2
         cycles = _product_cycles(core, tiling.tiles, channels, outputs, products)
         cycles += tiling.tiles * products * (TRANSFORM_INPUT * channels + TRANSFORM_OUTPUT * outputs) / core.lanes
-        if cycles < GAIN * direct and (best is None or cycles < best[0]):
+        if cycles < min(GAIN * direct, direct - LEAST) and (best is None or cycles < best[0]):
             best = (cycles, Winograd(m))
     return None if best is None else best[1]
 
