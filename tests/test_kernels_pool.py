@@ -103,3 +103,16 @@ def test_native(name: str) -> None:
         x = image(g, rng, 1)
         for op, lower in LOWERINGS.items():
             check(lower, node_of(op, [x], attrs_of(g, op)), [x], find_target(name), how="native", pad=5)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+@pytest.mark.parametrize("g", [GEOMETRIES[i] for i in (1, 6, 9, 11, 14, 15, 16)], ids=str)
+def test_nan_counts_for_nothing_in_the_largest_cell(g: Geometry, target: Target) -> None:
+    rng = np.random.default_rng(5)
+    x = image(g, rng)
+    holes = rng.random(x.shape) < 0.5
+    lowest = np.finfo(np.float32).min
+    node = node_of("max_pool", [x], attrs_of(g, "max_pool"))
+    want = check(lower_max_pool, node, [np.where(holes, lowest, x)], target)
+    got = check(lower_max_pool, node, [np.where(holes, np.float32(np.nan), x)], target)
+    np.testing.assert_array_equal(got, want)

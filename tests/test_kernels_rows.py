@@ -82,6 +82,23 @@ def test_reduction_of_long_axes(op: str, shape: tuple[int, ...], axes: tuple[int
         check(lower_reduce, node_of(op, [x], {"axes": axes, "keepdims": False}), [x], target, rtol=1e-7)
 
 
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((5, 37), (1,)), ((37, 5), (0,)), ((3, 4, 70), (0, 2)), ((600, 3), (0,)), ((1, 700), (1,))]
+)
+def test_nan_counts_for_nothing_in_extrema(shape: tuple[int, ...], axes: tuple[int, ...], target: Target) -> None:
+    rng = np.random.default_rng(7)
+    x = eighths(shape)
+    holes = rng.random(shape) < 0.6
+    for op, nothing in (("reduce_max", -np.inf), ("reduce_min", np.inf)):
+        node = node_of(op, [x], {"axes": axes, "keepdims": False})
+        want = check(lower_reduce, node, [np.where(holes, np.float32(nothing), x)], target)
+        got = check(lower_reduce, node, [np.where(holes, np.float32(np.nan), x)], target)
+        np.testing.assert_array_equal(got, want)
+        empty = check(lower_reduce, node, [np.full(shape, np.nan, np.float32)], target)
+        np.testing.assert_array_equal(empty, np.full(empty.shape, nothing, np.float32))
+
+
 def test_empty_sum_is_zero() -> None:
     x = np.zeros((3, 0, 5), np.float32)
     check(lower_reduce, node_of("reduce_sum", [x], {"axes": (1,), "keepdims": False}), [x], TARGETS[2])

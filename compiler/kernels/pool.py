@@ -26,12 +26,12 @@ ACCUMULATORS = 8
 
 
 def lower_max_pool(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
-    """Largest cell of each window; the type's lowest number where a window has none. Any number type."""
+    """Largest cell of each window that is no NaN; the type's lowest number where a window has none. Any number type."""
     dtype = ins[0].type.dtype
     numpy = ins[0].type.numpy
     lowest = float(np.finfo(numpy).min) if numpy.kind == "f" else int(np.iinfo(numpy).min)
     op = "max" if numpy.kind == "f" else "umax" if dtype in UNSIGNED else "smax"
-    return lower_pool(node, ins[0], outs[0], target, Reduction(lambda k, a, b: k.binary(op, a, b), lowest))
+    return lower_pool(node, ins[0], outs[0], target, Reduction(lambda k, total, cell: k.binary(op, cell, total), lowest))
 
 
 def lower_average_pool(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
@@ -42,7 +42,7 @@ def lower_average_pool(node: Node, ins: Sequence[Operand], outs: Sequence[Operan
 
 @dataclass(frozen=True)
 class Reduction:
-    """mean: divide by `area`, or by the number of cells where that is None."""
+    """combine: (total, cell) -> total. mean: divide by `area`, or by the number of cells where that is None."""
 
     combine: Callable[[KernelBuilder, Val, Val], Val]
     start: float
@@ -221,9 +221,9 @@ class _Pool:
                 def line(offset: Val, carried: Sequence[Val], channel: Val = channel, count: int = count) -> list[Val]:
                     at = start + offset + channel
                     loaded = [self.load(count, at + c * last.step_in) for c in columns]
-                    return [self.reduction.combine(k, a, v) for a, v in zip(carried, loaded, strict=True)] if carried else loaded
+                    return [self.reduction.combine(k, a, v) for a, v in zip(carried, loaded, strict=True)]
 
-                carried = [k.const(self.reduction.start, self.type)] * len(columns) if ranges else []
+                carried = [k.const(self.reduction.start, self.type)] * len(columns)
                 reduced = dict(zip(columns, self._over_outer(ranges, line, carried), strict=True))
                 for o, own in enumerate(cells):
                     total = k.const(self.reduction.start, self.type)

@@ -25,7 +25,7 @@ ACCUMULATORS = 8
 
 
 def lower_reduce(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
-    """reduce_sum, reduce_mean, reduce_max, reduce_min; integers wrap around in sums."""
+    """reduce_sum, reduce_mean, reduce_max, reduce_min; integers wrap around in sums; extrema are those of the numbers that are no NaN."""
     (x,), (y,) = ins, outs
     if y.type.size == 0:
         return []
@@ -70,8 +70,9 @@ class _Reduction:
         start = int(limits.min if op == "max" else limits.max)
         return _Reduction(("u" if dtype in UNSIGNED else "s") + op, start, 0, False)
 
-    def combine(self, k: KernelBuilder, a: Val, b: Val) -> Val:
-        return k.binary(self.op, a, b)
+    def combine(self, k: KernelBuilder, total: Val, value: Val) -> Val:
+        """The total stands second, since that is what min and max give where one is NaN."""
+        return k.binary(self.op, value, total)
 
     def finish(self, k: KernelBuilder, total: Val) -> Val:
         return total / float(self.divisor) if self.divisor > 1 else total

@@ -53,9 +53,10 @@ def _sweep(x: np.ndarray, attrs: Attrs, start: float, combine: Callable[..., np.
 
 
 def _max_pool(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
+    """NaN counts for nothing, as in `if (cell > largest) largest = cell`."""
     (x,) = arrays
     lowest = np.finfo(x.dtype).min if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-    return (_sweep(x, attrs, lowest, np.maximum),)
+    return (_sweep(x, attrs, lowest, np.fmax),)
 
 
 def average_divisors(spatial: Sequence[int], out: Sequence[int], attrs: Attrs) -> np.ndarray:

@@ -45,11 +45,17 @@ def _mean(x: np.ndarray, attrs: Attrs) -> np.ndarray:
 
 
 def _max(x: np.ndarray, attrs: Attrs) -> np.ndarray:
-    return np.asarray(np.max(x, axis=tuple(attrs["axes"]), keepdims=attrs["keepdims"]))
+    return _extremum(np.fmax, -np.inf, x, attrs)
 
 
 def _min(x: np.ndarray, attrs: Attrs) -> np.ndarray:
-    return np.asarray(np.min(x, axis=tuple(attrs["axes"]), keepdims=attrs["keepdims"]))
+    return _extremum(np.fmin, np.inf, x, attrs)
+
+
+def _extremum(combine: np.ufunc, start: float, x: np.ndarray, attrs: Attrs) -> np.ndarray:
+    """NaN counts for nothing, as in `if (x > largest) largest = x`; infinity, the start, where there is no number."""
+    first = x.dtype.type(start) if x.dtype.kind == "f" else None
+    return np.asarray(combine.reduce(x, axis=tuple(attrs["axes"]), keepdims=attrs["keepdims"], initial=first))
 
 
 OPS: tuple[Op, ...] = (
