@@ -9,6 +9,7 @@ from typing import Any
 
 from cortado.compiler.graph import Graph, Node
 from cortado.compiler.importers.caffe2 import plan_net
+from cortado.compiler.importers.caffe2_blobs import Step
 from cortado.compiler.lower import lower
 from cortado.compiler.optimize import optimize
 from cortado.compiler.program import Program
@@ -64,12 +65,12 @@ def fates_of(source: Any, outputs: Sequence[str] | None, load: Any, target: Targ
     nets = read_nets(source)
     plan = plan_net(nets.predict, outputs, nets.where)
     needed = {step.index for step in plan.steps}
-    operators = list(enumerate(plan.net.operators))
+    steps = plan.renamed.steps
     try:
         graph: Graph = load()
     except UnsupportedError as error:
         lines = error.nodes or (str(error),)
-        return Fates(tuple(_unread(op, index, needed, lines) for index, op in operators), tuple(lines), None, None, None)
+        return Fates(tuple(_unread(step, needed, lines) for step in steps), tuple(lines), None, None, None)
     trace: list[Rewrite] = []
     optimized = optimize(graph, trace=trace)
     obstacles: tuple[str, ...] = ()
@@ -79,7 +80,7 @@ def fates_of(source: Any, outputs: Sequence[str] | None, load: Any, target: Targ
     except UnsupportedError as error:
         obstacles = error.nodes or (str(error),)
     teller = _Teller(graph, optimized, program, trace, obstacles)
-    found = [_removed(op, "no output needs it") if index not in needed else teller.fate(op) for index, op in operators]
+    found = [teller.fate(s.operator) if s.index in needed else _removed(s.operator, "no output needs it") for s in steps]
     return Fates(tuple(found), obstacles, graph, optimized, program)
 
 
@@ -94,11 +95,12 @@ def _removed(op: Operator, why: str) -> Fate:
     return Fate(op.label, op.type, "removed", f"removed: {why}")
 
 
-def _unread(op: Operator, index: int, needed: set[int], lines: Sequence[str]) -> Fate:
+def _unread(step: Step, needed: set[int], lines: Sequence[str]) -> Fate:
     """Of a file that cannot be imported: what each operator has to do with it."""
-    if index not in needed:
+    op = step.operator
+    if step.index not in needed:
         return _removed(op, "no output needs it")
-    own = [line for line in lines if re.match(rf"operator {index} ", line)]
+    own = [line for line in lines if line.startswith(f"operator {step.place} {op.type}")]
     if own:
         return Fate(op.label, op.type, "obstacle", own[0].partition(": ")[2])
     return Fate(op.label, op.type, "kept", "can be imported, or waits for one that cannot")

@@ -193,3 +193,15 @@ def test_compiled_branches(values: list[bool]) -> None:
         times = {step.op: step.min_us for step in model.profile(feeds, runs=5, threads=threads).steps}
         taken = "sigmoid" if not values[0] else "exp" if values[1] else "softmax"
         assert times[taken] > 5 * max(time for op, time in times.items() if op != taken)
+
+
+def test_errors_name_operators_by_their_place_in_the_file() -> None:
+    """Branches are nets of their own, and the operators behind an `If` keep their numbers."""
+    unknown = [operator("NoSuchThing", ["x"], [name]) for name in ("a", "b", "y")]
+    then = [operator("Exp", ["x"], ["e"]), operator("Exp", ["e"], ["f"]), unknown[0], operator("Add", ["a", "f"], ["z"])]
+    inner = choice("c1", [unknown[1], operator("Exp", ["b"], ["z"])], [operator("Exp", ["x"], ["z"])])
+    last = operator("Add", ["y", "z"], ["sum"])
+    with pytest.raises(cortado.UnsupportedError) as error:
+        loaded(["sum"], operator("Exp", ["x"], ["w"]), choice("c0", then, [inner]), unknown[2], last, conditions=2)
+    places = [line.partition(" NoSuchThing")[0] for line in error.value.nodes]
+    assert places == ["operator 1 then 2", "operator 1 else 0 then 0", "operator 2"]

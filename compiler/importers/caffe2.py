@@ -105,8 +105,8 @@ def plan_net(net: NetDef, outputs: Sequence[str] | None, where: str) -> Plan:
     """Resolve blob names and find what the outputs (None: the file's own) need. where: the file's name, for messages."""
     if not net.operators:
         raise FormatError(f"{where}: the net holds no operators")
-    net = caffe2_control.without_branches(net, where)
-    renamed = rename(net.operators)
+    net, places = caffe2_control.without_branches(net, where)
+    renamed = rename(net.operators, places)
     names = tuple(dict.fromkeys(net.external_outputs if outputs is None else outputs))
     if not names:
         last = list(net.operators[-1].outputs[:1])
@@ -296,7 +296,7 @@ def _feeds(plan: Plan, inputs: Mapping[str, TensorType], scope: Scope) -> dict[s
 def _label(step: Step) -> str:
     name = f" '{step.operator.name}'" if step.operator.name else ""
     outputs = f" (writes '{step.operator.outputs[0]}')" if step.operator.outputs else ""
-    return f"operator {step.index} {step.operator.type}{name}{outputs}"
+    return f"operator {step.place} {step.operator.type}{name}{outputs}"
 
 
 def _run(work: _Import, step: Step) -> None:

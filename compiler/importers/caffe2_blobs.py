@@ -21,9 +21,10 @@ class Blob(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """One operator with its blobs resolved. index: its place in the file."""
+    """One operator with its blobs resolved. index: its place in the net; place: in the file, where branches are nets in the net."""
 
     index: int
+    place: str
     operator: Operator
     inputs: tuple[Blob, ...]
     outputs: tuple[Blob, ...]
@@ -51,8 +52,8 @@ class Renamed:
         return tuple(reversed(kept))
 
 
-def rename(operators: Sequence[Operator]) -> Renamed:
-    """Resolve every blob name to the version that stands there.
+def rename(operators: Sequence[Operator], places: Sequence[str]) -> Renamed:
+    """Resolve every blob name to the version that stands there. places: of the operators in the file.
 
     Alias makes two names share memory: a later in-place write to one is seen through the other.
     """
@@ -82,11 +83,11 @@ def rename(operators: Sequence[Operator]) -> Renamed:
                 current.update((other, written) for other in others)
             else:
                 sharing.leave(name)
-                reason = f"shares memory with '{name}' (Alias), which operator {index} {operator.type} then overwrites"
+                reason = f"shares memory with '{name}' (Alias), which operator {places[index]} {operator.type} then overwrites"
                 spoiled.update((fresh(other), reason) for other in others)
         if operator.type == "Alias" and operator.inputs and operator.outputs:
             sharing.join(operator.inputs[0], operator.outputs[0])
-        steps.append(Step(index, operator, inputs, tuple(outputs)))
+        steps.append(Step(index, places[index], operator, inputs, tuple(outputs)))
     return Renamed(tuple(steps), current, spoiled)
 
 

@@ -17,17 +17,22 @@ from cortado.errors import FormatError, ShapeError, UnsupportedError
 from cortado.proto.caffe2 import NetDef, Operator, argument
 
 Results = Sequence[Value | None]
+Placed = tuple[Operator, str]
 MAX_DEPTH = 16
 BRANCHES = ("then", "else")
 
 
-def without_branches(net: NetDef, where: str) -> NetDef:
-    """The net with every `If` replaced by its branches' operators and choices (see above). FormatError where one is malformed."""
+def without_branches(net: NetDef, where: str) -> tuple[NetDef, tuple[str, ...]]:
+    """The net with every `If` replaced by its branches' operators and choices (see above), and the place of each operator in the file:
+
+    "7", or "7 then 2" for operator 2 of the then_net of operator 7. FormatError where an `If` is malformed.
+    """
     if not any(op.type == "If" for op in net.operators):
-        return net
+        return net, tuple(map(str, range(len(net.operators))))
     taken = {name for op in _all_operators(net.operators) for name in (*op.inputs, *op.outputs)} | set(net.external_inputs)
     names = _Names({}, set(net.external_inputs), inside=False)
-    return replace(net, operators=tuple(_Flattening(where, taken).flatten(net.operators, names)))
+    flat = _Flattening(where, taken).flatten(net.operators, names, "")
+    return replace(net, operators=tuple(op for op, _ in flat)), tuple(place for _, place in flat)
 
 
 def _all_operators(operators: Iterable[Operator]) -> Iterable[Operator]:
@@ -62,16 +67,19 @@ class _Flattening:
     where: str
     taken: set[str]
 
-    def flatten(self, operators: Sequence[Operator], names: _Names, depth: int = 0) -> list[Operator]:
+    def flatten(self, operators: Sequence[Operator], names: _Names, inside: str, depth: int = 0) -> list[Placed]:
+        """inside: the place of the branch, with a space behind it, or ""."""
         if depth > MAX_DEPTH:
             raise FormatError(f"{self.where}: If operators are nested more than {MAX_DEPTH} deep")
-        done: list[Operator] = []
-        for op in operators:
+        done: list[Placed] = []
+        for number, op in enumerate(operators):
+            place = f"{inside}{number}"
             if op.type == "If":
-                done += self._branches(op, names, depth)
+                done += self._branches(op, names, place, depth)
             else:
                 inputs = tuple(map(names.read, op.inputs))
-                done.append(replace(op, inputs=inputs, outputs=tuple(self._write(name, names) for name in op.outputs)))
+                moved = replace(op, inputs=inputs, outputs=tuple(self._write(name, names) for name in op.outputs))
+                done.append((moved, place))
         return done
 
     def _write(self, name: str, names: _Names) -> str:
@@ -86,10 +94,10 @@ class _Flattening:
             names.written[name] = new
         return names.written[name]
 
-    def _branches(self, op: Operator, names: _Names, depth: int) -> list[Operator]:
+    def _branches(self, op: Operator, names: _Names, place: str, depth: int) -> list[Placed]:
         if not op.inputs:
             raise FormatError(f"{self.where}: operator If '{op.label}' has no condition")
-        done: list[Operator] = []
+        done: list[Placed] = []
         sides: list[_Names] = []
         for branch in BRANCHES:
             held = op.args.get(f"{branch}_net")
@@ -99,7 +107,7 @@ class _Flattening:
                 sides.append(names.branch(()))
                 continue
             sides.append(names.branch(held.n.external_inputs))
-            done += self.flatten(held.n.operators, sides[-1], depth + 1)
+            done += self.flatten(held.n.operators, sides[-1], f"{place} {branch} ", depth + 1)
         condition = op.inputs[0]
         # The condition itself last: the other choices still read it.
         for name in sorted({**sides[0].written, **sides[1].written}, key=lambda name: name == condition):
@@ -107,7 +115,7 @@ class _Flattening:
             inputs = [side.read(name) for side in sides if name in side.defined]
             args = {} if len(present) == 2 else {"only": argument(present[0])}
             choice = (names.read(condition), *inputs)
-            done.append(Operator("If", choice, (self._write(name, names),), args, op.name))
+            done.append((Operator("If", choice, (self._write(name, names),), args, op.name), place))
         return done
 
 
