@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from cortado.compiler.types import TensorInfo
+from cortado.int8_report import int8_lines
 from cortado.runtime.manifest import Sizes, StepInfo
 
 SCHEMA = 1
@@ -68,21 +69,6 @@ class Report:
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         for name, op, macs, share, origin in rows:
             lines.append(f"  {name:{widths[0]}}  {op:{widths[1]}}  {macs:>{widths[2]}}  {share:>{widths[3]}}  {origin}".rstrip())
-        return "\n".join([*lines, *self._quantized()])
-
-    def _quantized(self) -> list[str]:
-        """Range, scale and error of every int8 tensor."""
-        if self.quantization is None:
-            return []
-        found = self.quantization
-        how = found["method"] + " ranges" + ", biases corrected" * found["bias_correction"]
-        how += f", {found['equalized_layers']} layers equalized" if found["equalized_layers"] else ""
-        lines = ["", f"int8 by {found['samples']} samples: {how}; calibration {found['calibration'][:16]}", ""]
-        rows = [("tensor", "from", "to", "scale", "zero", "signal to noise")]
-        for t in found["tensors"]:
-            snr = "" if t["snr_db"] is None else f"{t['snr_db']:.1f} dB"
-            rows.append((t["name"], f"{t['low']:.5g}", f"{t['high']:.5g}", f"{t['scale']:.5g}", str(t["zero_point"]), snr))
-        widths = [max(len(row[column]) for row in rows) for column in range(6)]
-        for name, *numbers in rows:
-            lines.append(f"  {name:{widths[0]}}  " + "  ".join(f"{n:>{w}}" for n, w in zip(numbers, widths[1:], strict=True)))
-        return lines
+        if self.quantization is not None:
+            lines += ["", *int8_lines(self.quantization)]
+        return "\n".join(lines)

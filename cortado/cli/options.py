@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 Shape = tuple[int, ...]
 COMPILE_KEYS = (
-    "target", "name", "dtype", "calibrate", "calibration_samples", "save_calibration", "io_dtype", "threads", "separate_weights", "strict",
+    "target", "name", "dtype", "calibrate", "calibration_samples", "save_calibration", "keep_float", "io_dtype", "threads",
+    "separate_weights", "strict",
     "tuning",
 )  # fmt: skip
 CALIBRATION_KEYS = ("calibrate", "calibration_samples", "save_calibration")
@@ -109,20 +110,31 @@ class CompileArguments:
             first = graph.inputs[0]
             record = Preprocess.for_input(first.name, first.types[0].shape, graph.layouts.get(first.name, ""), preprocess)
         given = {key: value for key, value in self.given.items() if key not in CALIBRATION_KEYS}
+        if "keep_float" in given:
+            names = given["keep_float"]
+            given["keep_float"] = names[0] if names in (("slower",), ("none",)) else names
         if "calibrate" in self.given:
             given["calibration"] = self._calibration(graph, preprocess)
         return cortado.compile(graph, preprocess=record, **given)
+
+    def calibrated(self, graph: Graph, preprocess: dict[str, Any]) -> CompileArguments:
+        """The same with the record that --calibrate leads to, for several compilations."""
+        if "calibrate" not in self.given:
+            return self
+        return CompileArguments({**self.given, "calibrate": self._calibration(graph, preprocess)})
 
     def _calibration(self, graph: Graph, preprocess: dict[str, Any]) -> CalibrationRecord:
         """The saved record that --calibrate names, or one made of the samples there; kept where --save-calibration says."""
         import cortado
         from cortado.cli.console import stage_shower
-        from cortado.compiler.quantize.record import is_record, load_record
+        from cortado.compiler.quantize.record import CalibrationRecord, is_record, load_record
         from cortado.samples import read_samples
 
         path = self.given["calibrate"]
         if self.given.get("dtype") != "int8":
             raise OptionError("--calibrate is for --dtype int8")
+        if isinstance(path, CalibrationRecord):
+            return path
         if path.is_file() and is_record(path):
             return load_record(path)
         samples = read_samples(path, graph, preprocess, 0, self.given.get("calibration_samples"))
@@ -131,13 +143,13 @@ class CompileArguments:
             record.save(self.given["save_calibration"])
         return record
 
-    def open_or_compile(self, source: ModelSource) -> Model:
+    def open_or_compile(self, source: ModelSource, preprocess: dict[str, Any] | None = None) -> Model:
         """The saved bundle, or the model file compiled now with these options."""
         import cortado
 
         if not source.is_bundle:
-            return self.compile(source, {})
-        if set(self.given) - {"threads"} or source.inputs or source.outputs or source.init or source.weights:
+            return self.compile(source, preprocess or {})
+        if preprocess or set(self.given) - {"threads"} or source.inputs or source.outputs or source.init or source.weights:
             raise OptionError(
                 f"{source.path} is compiled already: it takes no --init, --input, --target or other compile options"
             )
@@ -231,6 +243,12 @@ def compile_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Keep what was observed.",
         ),
         click.option(
+            "--keep-float",
+            multiple=True,
+            metavar="NAME|slower|none",
+            help="For int8: a node that stays float32 (repeat for more), none, or what int8 would make slower (the default).",
+        ),
+        click.option(
             "--io-dtype", type=click.Choice(["float32", "int8"]), help="Inputs and outputs of an int8 model; else float32."
         ),
         click.option(
@@ -254,7 +272,7 @@ def compile_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ]
 
     def make(**values: Any) -> CompileArguments:
-        return CompileArguments({key: value for key, value in values.items() if value is not None})
+        return CompileArguments({key: value for key, value in values.items() if value not in (None, ())})
 
     return gathered("arguments", options, make, COMPILE_KEYS)(command)
 

@@ -19,6 +19,7 @@ from cortado.cli.options import (
     warnings_shown,
 )
 from cortado.errors import OptionError
+from cortado.int8_report import int8_lines
 
 CALIBRATION = 32  # samples, where no others are given
 
@@ -28,7 +29,11 @@ CALIBRATION = 32  # samples, where no others are given
 @compile_options
 @preprocess_options
 @click.option(
-    "--samples", type=click.Path(exists=True, path_type=Path), required=True, metavar="DIR", help="Pictures, .npy, .npz or TensorProtos (.pb) files."
+    "--samples",
+    type=click.Path(exists=True, path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Pictures, .npy, .npz or TensorProtos (.pb) files.",
 )
 @click.option("--labels", type=FILE, help="CSV file with the columns file and class: what the best class should be.")
 @click.option("--label-offset", type=int, default=0, help="Number of the network's output that class 0 is; else 0.")
@@ -52,8 +57,8 @@ def verify_command(
 ) -> int:
     """Compare MODEL, converted as --dtype says, with its float32 form: class agreement, signal to noise, accuracy.
 
-    Without --calibrate the first 32 samples by name calibrate and the others are compared; up to 32 samples do both. Exit status 1 where
-    the class changes too often.
+    With int8 also range, scale, times and error of every layer. Without --calibrate the first 32 samples by name calibrate and the
+    others are compared; up to 32 samples do both. Exit status 1 where the class changes too often.
 
     \b
     Example: what int8 costs on your own pictures
@@ -82,5 +87,7 @@ def verify_command(
         print_json({**found.to_dict(), "quantization": converted.quantization})
     else:
         click.echo(str(found))
+        if converted.quantization is not None:
+            click.echo("\n".join(["", *int8_lines(converted.quantization)]))
     shares = [output.agreement for output in found.outputs if output.agreement is not None]
     return int(any(100 * share < agreement for share in shares))
