@@ -1,7 +1,7 @@
 """Kernel to kernel: what the target's hardware lacks becomes integer code.
 
 16-bit floats live in memory only: they are widened to float32 for every operation, and narrowed after it. float32 arithmetic and
-integer division, where they are lacking, become calls of shared kernels.
+integer division, where they are lacking, become calls of shared kernels; so does division of 64 bits where pointers have 32.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from cortado.compiler import softfloat
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.evaluate import constant
-from cortado.compiler.lang import BYTES, F32, I32, INDEX, Block, Inst, Kernel, Type
+from cortado.compiler.lang import BYTES, F32, I32, I64, INDEX, Block, Inst, Kernel, Type
 from cortado.compiler.rerecord import Rerecorder
 from cortado.compiler.target import Target
 
@@ -30,7 +30,23 @@ def legalize(kernel: Kernel, target: Target) -> Kernel:
     """
     if _uses_halves(kernel):
         kernel = _Halves(kernel, target).kernel()
-    return kernel if target.fpu and target.divides else _Integers(kernel, target).kernel()
+    whole = target.fpu and target.divides and not (target.pointer_bits == 32 and _divides_long(kernel))
+    return kernel if whole else _Integers(kernel, target).kernel()
+
+
+@lru_cache(maxsize=4096)
+def _divides_long(kernel: Kernel) -> bool:
+    """Whether there is a division of 64 bits in the kernel or one that it calls."""
+
+    def inside(block: Block) -> bool:
+        return any(
+            (inst.kind == "binary" and inst.attr in _DIVISIONS and inst.type.scalar == "i64")
+            or (inst.kind == "call" and _divides_long(inst.attr))
+            or any(map(inside, inst.blocks))
+            for inst in block.body
+        )
+
+    return inside(kernel.body)
 
 
 @lru_cache(maxsize=4096)
@@ -116,19 +132,20 @@ def _float_function(name: str, arguments: int, target: Target) -> Kernel:
 
 
 @lru_cache(maxsize=16)
-def _division_function(target: Target) -> Kernel:
-    """Unsigned quotient, one bit a round: the dividend's bits move through the remainder."""
-    k = KernelBuilder("soft_udiv", target, shared=True)
-    dividend, divisor = k.param("dividend", I32), k.param("divisor", I32)
+def _division_function(target: Target, kind: Type, op: str) -> Kernel:
+    """Unsigned quotient (udiv) or remainder (urem) of i32 or i64, one bit a round: the dividend's bits move through the remainder."""
+    bits = 8 * BYTES[kind.scalar]
+    k = KernelBuilder(f"soft_{op}_{kind}", target, shared=True)
+    dividend, divisor = k.param("dividend", kind), k.param("divisor", kind)
 
     def bit(_: Val, quotient: Val, rest: Val) -> tuple[Val, Val]:
         """quotient: bits of the dividend not used yet, then those of the quotient. A bit that leaves rest makes it larger than any divisor."""
-        over, rest = rest < 0, (rest << 1) | k.binary("lshr", quotient, 31)
+        over, rest = rest < 0, (rest << 1) | k.binary("lshr", quotient, bits - 1)
         fits = over | k.compare("uge", rest, divisor)
-        return (quotient << 1) | k.convert(fits, I32, "zext"), k.select(fits, rest - divisor, rest)
+        return (quotient << 1) | k.convert(fits, kind, "zext"), k.select(fits, rest - divisor, rest)
 
-    quotient, _ = k.loop(0, 32, 1, bit, (dividend, k.zero(I32)))
-    return k.finish(quotient)
+    quotient, rest = k.loop(0, bits, 1, bit, (dividend, k.zero(kind)))
+    return k.finish(quotient if op == "udiv" else rest)
 
 
 class _Integers(Rerecorder):
@@ -166,29 +183,33 @@ class _Integers(Rerecorder):
                 first = softfloat.compare(self.k, "lt" if inst.attr == "min" else "gt", *args)
                 return self.k.select(first, *args)
             return self.per_lane(_float_function(inst.attr, 2, self.target), args)
-        if inst.attr in _DIVISIONS and not self.target.divides and not self._without_dividing(inst.args[1]):
+        if inst.attr in _DIVISIONS and not self._divides(inst):
             return self._divided(inst.attr, *args)
         return self.k.binary(inst.attr, *args)
 
-    def _without_dividing(self, divisor: Inst) -> bool:
-        """Powers of two are shifts; other constants a multiplication, where the upper half of a product is to be had."""
+    def _divides(self, inst: Inst) -> bool:
+        """Whether the target can: powers of two are shifts; other constants a multiplication, where the upper half of a product is to be had."""
+        divisor, long = inst.args[1], inst.type.scalar == "i64"
+        if self.target.divides and not (long and self.target.pointer_bits == 32):
+            return True
         if divisor.kind != "const" or divisor.attr <= 0:
             return False
-        return divisor.attr & (divisor.attr - 1) == 0 or self.target.has("mul_high", I32, I32)
+        return divisor.attr & (divisor.attr - 1) == 0 or (not long and self.target.has("mul_high", I32, I32))
 
     def _divided(self, op: str, a: Val, b: Val) -> Val:
         kind, signed, k = a.type, op[0] == "s", self.k
-        if kind.scalar not in ("index", "i32", "i16", "i8"):
-            raise self.fail(f"{kind} cannot be divided there")
-        whole = I32.with_lanes(kind.lanes)
+        whole = (I64 if kind.scalar == "i64" else I32).with_lanes(kind.lanes)
         if kind != whole:
             how = "trunc" if kind == INDEX else "sext" if signed else "zext"
             a, b = k.convert(a, whole, how), k.convert(b, whole, how)
         sign = a ^ b if op == "sdiv" else a
         if signed:
             a, b = (k.select(x < 0, 0 - x, x) for x in (a, b))
-        quotient = self.per_lane(_division_function(self.target), (a, b))
-        result = quotient if op.endswith("div") else a - quotient * b
+        if whole.scalar == "i64" and op.endswith("rem"):  # products of 64 bits may be calls as well
+            result = self.per_lane(_division_function(self.target, I64, "urem"), (a, b))
+        else:
+            quotient = self.per_lane(_division_function(self.target, whole.with_lanes(1), "udiv"), (a, b))
+            result = quotient if op.endswith("div") else a - quotient * b
         if signed:
             result = k.select(sign < 0, 0 - result, result)
         return result if kind == whole else k.convert(result, kind, "zext" if kind == INDEX else "trunc")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from arm_boards import run_on_mps2
@@ -13,7 +15,7 @@ from cortado.backends.targets import find_target
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.evaluate import Pointer
 from cortado.compiler.interpret import compile_kernel
-from cortado.compiler.lang import F32, I8, I32, INDEX, Block, Kernel, Type
+from cortado.compiler.lang import F32, I8, I32, I64, INDEX, Block, Kernel, Type
 from cortado.compiler.legalize import legalize
 from cortado.compiler.target import Target
 from cortado.errors import TargetError
@@ -146,6 +148,48 @@ def test_division_without_a_divider(name: str) -> None:
     run(legal, got, *division_inputs(), 8)
     np.testing.assert_array_equal(got, want)
     compile_modules([("m", emit_module([*legal.callees(), legal], target, "net"))], target)
+
+
+def long_divisions(target: Target, lanes: int) -> Kernel:
+    k = KernelBuilder("long_divisions", target)
+    out, a, b, n = k.param("out"), k.param("a"), k.param("b"), k.param("n", INDEX)
+    kind = I64.with_lanes(lanes)
+
+    def body(i: Val) -> None:
+        x, y = k.load(a, kind, i), k.load(b, kind, i)
+        divisors = (y, k.const(7, kind), k.const(64, kind), k.const(-3, kind))
+        for row, (op, w) in enumerate(itertools.product(("udiv", "urem", "sdiv", "srem"), divisors)):
+            k.store(out, k.binary(op, x, w), i + 16 * row)
+
+    k.loop(0, n, lanes, body)
+    return k.finish()
+
+
+def long_inputs() -> tuple[np.ndarray, np.ndarray]:
+    top = 2**63
+    a = [0, 1, -1, top - 1, -top, 100, -100, 12345678901234, -98765432109876, 2**32, 2**32 - 1, -(2**32), 7, -7, 2**40 + 3, 5]
+    b = [5, -top, 1, 2, 3, -7, 7, 1234567, 1000003, 2**16, 2**32, 3, top - 1, -8, 2**20 - 1, 2**33]
+    return np.array(a, np.int64), np.array(b, np.int64)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("name", ["cortex-m0", "cortex-m3", "cortex-m4", "arm32-cortex-a7", "arm32-cortex-a8"])
+def test_division_of_64_bits_where_pointers_have_32(name: str, lanes: int) -> None:
+    target = find_target(name)
+    kernel = long_divisions(target, lanes)
+    legal = legalize(kernel, target)
+    got, want = np.zeros((16, 16), np.int64), np.zeros((16, 16), np.int64)
+    run(kernel, want, *long_inputs(), 16)
+    run(legal, got, *long_inputs(), 16)
+    np.testing.assert_array_equal(got, want)
+    assert {k.family for k in legal.callees()} == {"soft_udiv_i64", "soft_urem_i64"}
+    compile_modules([("m", emit_module([*legal.callees(), legal], target, "net"))], target)
+
+
+def test_division_of_64_bits_stays_where_pointers_have_as_many() -> None:
+    target = find_target("x86-64-v3")
+    kernel = long_divisions(target, 1)
+    assert legalize(kernel, target) is kernel
 
 
 @pytest.mark.emulator
