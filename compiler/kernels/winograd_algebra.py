@@ -115,21 +115,26 @@ def transform_output(k: KernelBuilder, f: Filtering, values: Sequence[Val]) -> l
     result = []
     for power in range(f.m):
         parts = sums if power % 2 == 0 else differences
-        terms = _combine(k, f.output[power, 1 : f.size - 1 : 2], parts, range(len(parts)))
-        if power == 0:
-            terms = values[0] + terms
-        result.append(terms + values[f.size - 1] if power == f.m - 1 else terms)
+        start = values[f.size - 1] if power == f.m - 1 else values[0] if power == 0 else None
+        result.append(_combine(k, f.output[power, 1 : f.size - 1 : 2], parts, range(len(parts)), start))
     return result
 
 
-def _combine(k: KernelBuilder, coefficients: np.ndarray, values: Sequence[Val], places: Sequence[int]) -> Val:
-    """Sum of coefficient * value over the places whose coefficient is not (but for rounding) zero."""
-    total: Val | None = None
-    for place in places:
-        c = float(np.float32(coefficients[place]))
-        if abs(c) < 1e-6:
-            continue
-        value, near = values[place], abs(abs(c) - 1.0) < 1e-6
+def _combine(
+    k: KernelBuilder, coefficients: np.ndarray, values: Sequence[Val], places: Sequence[int], start: Val | None = None
+) -> Val:
+    """Sum of coefficient * value over the places whose coefficient is not (but for rounding) zero, and of `start`.
+
+    With many registers, what is not multiplied comes first, so that all else is multiplied and added at once. With few, the constants
+    of those instructions would have to be loaded each time, and separate products and sums are no slower.
+    """
+    terms = [(float(np.float32(coefficients[place])), values[place]) for place in places]
+    terms = [(c, value) for c, value in terms if abs(c) >= 1e-6]
+    if k.target.vector_registers > 16:
+        terms.sort(key=lambda term: abs(term[0] - 1.0) >= 1e-6)
+    total = start
+    for c, value in terms:
+        near = abs(abs(c) - 1.0) < 1e-6
         if total is None:
             total = value if near and c > 0 else value * (math.copysign(1.0, c) if near else c)
         elif near:
