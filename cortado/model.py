@@ -43,6 +43,7 @@ class Model:
         manifest = bundle.manifest
         self.name = manifest.name
         self.inputs: dict[str, TensorInfo] = dict(manifest.inputs)
+        self._output_names = [name for name, _ in manifest.outputs]
         self._counts = {name: info.count for name, info in manifest.outputs if info.count is not None}
         self.outputs: dict[str, TensorInfo] = {n: info for n, info in manifest.outputs if n not in self._counts.values()}
         self.quantization = manifest.quantization
@@ -57,9 +58,8 @@ class Model:
         """
         _check_threads(threads)
         arrays = self._checked(feeds)
-        results = self._get_runner().run(arrays, threads)
-        names = [name for name, _ in self._bundle.manifest.outputs]
-        return cut_rows(dict(zip(names, results, strict=True)), self._counts)
+        results = dict(zip(self._output_names, self._get_runner().run(arrays, threads), strict=True))
+        return cut_rows(results, self._counts) if self._counts else results
 
     def profile(self, feeds: Mapping[str, np.ndarray], runs: int | None = None, threads: int = 1) -> Profile:
         """Measured times of every step and of whole runs on this machine. str() of it is a table.

@@ -29,6 +29,9 @@ class LacksInstructions(TargetError):
     """This machine's processor does not have all instructions that the library's target allows."""
 
 
+SMALL = 16 << 10  # bytes: larger tensors are worked on where they are
+
+
 def runs_in_process(manifest: Manifest) -> bool:
     """Whether a library is for this machine's architecture and system. Its instructions may still be too new: `HostRunner` tells."""
     architecture, _, system = manifest.target.triple.partition("-")
@@ -47,25 +50,24 @@ class HostRunner:
         self._run_threads = self._function("run_threads", 5)
         self._weights = None if bundle.weights is None else _aligned(bundle.weights)
         self._lock = threading.Lock()
-        self._arenas = [self._new_arena()]
+        self._slots = [self._new_slot()]
         self._pool: ThreadPool | None = None
 
     def run(self, inputs: Sequence[np.ndarray], threads: int = 1) -> list[np.ndarray]:
         """New output arrays, in order, for input arrays of the right dtypes and shapes, in order."""
-        given = [array if array.flags.carray else np.require(array, requirements=["C", "A"]) for array in inputs]
-        outputs = [_new_output(info) for _, info in self._manifest.outputs]
-        ins, outs = _pointers(given), _pointers(outputs)
         with self._lock:
-            arena = self._arenas.pop() if self._arenas else None
-        arena = self._new_arena() if arena is None else arena
+            slot = self._slots.pop() if self._slots else None
+        slot = self._new_slot() if slot is None else slot
+        slot.give(inputs)
         if threads == 1:
-            status = self._run(arena.ctypes.data, ins, outs)
+            status = self._run(slot.arena_address, slot.ins, slot.outs)
         else:
             pool = self._thread_pool()
             with pool.helpers(threads - 1) as job:
-                status = self._run_threads(arena.ctypes.data, ins, outs, pool.parallel_for, job)
+                status = self._run_threads(slot.arena_address, slot.ins, slot.outs, pool.parallel_for, job)
+        outputs = slot.take()
         with self._lock:
-            self._arenas.append(arena)
+            self._slots.append(slot)
         if status != 0:
             raise CortadoError(f"{self._manifest.name}_run gave {status}")
         return outputs
@@ -93,6 +95,9 @@ class HostRunner:
         prototype = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * arguments)
         return prototype(self._address(ending))
 
+    def _new_slot(self) -> _Slot:
+        return _Slot(self._new_arena(), self._manifest)
+
     def _new_arena(self) -> np.ndarray:
         arena = np.empty(self._manifest.sizes.arena, np.uint8)
         weights = None if self._weights is None else self._weights.ctypes.data
@@ -113,6 +118,50 @@ class HostRunner:
             return self._pool
 
 
+class _Slot:
+    """What one call at a time works on: an arena and the pointers to inputs and outputs.
+
+    Small tensors have a place here, and are copied to it and from it: that takes less time than asking numpy for an array's address.
+    """
+
+    def __init__(self, arena: np.ndarray, manifest: Manifest) -> None:
+        self.arena, self.arena_address = arena, arena.ctypes.data
+        self._output_infos = [info for _, info in manifest.outputs]
+        self._inputs = [_place(info) for _, info in manifest.inputs]
+        self._outputs = [_place(info) for info in self._output_infos]
+        self.ins, self.outs = _pointers(self._inputs), _pointers(self._outputs)
+        self._given: list[np.ndarray] = []
+        self._results: list[np.ndarray] = []
+
+    def give(self, inputs: Sequence[np.ndarray]) -> None:
+        """Point to these inputs and to new outputs."""
+        for number, (array, place) in enumerate(zip(inputs, self._inputs, strict=True)):
+            if place is not None:
+                place[...] = array
+                continue
+            if not array.flags.carray:
+                array = np.require(array, requirements=["C", "A"])
+            self._given.append(array)
+            self.ins[number] = _address(array)
+        for number, place in enumerate(self._outputs):
+            if place is None:
+                self._results.append(_new_output(self._output_infos[number]))
+                self.outs[number] = _address(self._results[-1])
+
+    def take(self) -> list[np.ndarray]:
+        """The outputs, as arrays of their own; nothing of the call is kept."""
+        large = iter(self._results)
+        results = [next(large) if place is None else place.copy() for place in self._outputs]
+        self._given, self._results = [], []
+        return results
+
+
+def _place(info: TensorInfo) -> np.ndarray | None:
+    """Memory for a small tensor."""
+    array = _new_output(info)
+    return array if array.nbytes <= SMALL else None
+
+
 def _aligned(data: bytes) -> np.ndarray:
     """A copy that starts at a cache line."""
     memory = np.empty(len(data) + 63, np.uint8)
@@ -125,9 +174,14 @@ def _new_output(info: TensorInfo) -> np.ndarray:
     return np.empty(info.shape, NUMPY_DTYPE[info.dtype])
 
 
-def _pointers(arrays: Sequence[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:
+def _pointers(arrays: Sequence[np.ndarray | None]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * max(len(arrays), 1))(*[None if array is None else _address(array) for array in arrays])
+
+
+def _address(array: np.ndarray) -> int:
     """The interface is read a good deal faster than `ctypes.data`."""
-    return (ctypes.c_void_p * max(len(arrays), 1))(*[array.__array_interface__["data"][0] for array in arrays])
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def _missing_features(manifest: Manifest) -> str:

@@ -14,7 +14,7 @@ from cortado.compiler.kernels.depthwise import block_choices, choose_cuts, serve
 from cortado.compiler.kernels.driver import GroupAxis
 from cortado.compiler.kernels.epilogue import parse_epilogue
 from cortado.compiler.kernels.geometry import Geometry
-from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition, core_of, panel_choices
+from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition, core_of, panel_choices, stores_far
 from cortado.compiler.kernels.winograd import choose_winograd, product_problem, serves_winograd, tiling_of
 from cortado.compiler.kernels.winograd_algebra import POINTS
 from cortado.compiler.lang import SCALAR_OF
@@ -69,11 +69,12 @@ def _problem(node: Node, ins: Sequence[Operand], outs: Sequence[Operand]) -> Pro
 
 def _tiles(core: Core, problem: Problem, most: int) -> list[Direct]:
     """Register blocks, the one that the cost model chooses first."""
-    geometry, _, outputs = problem
+    geometry, groups, outputs = problem
     pixels, depth = geometry.width.outputs, geometry.depth_of_sum
-    panels = choose_panels(core, outputs, pixels, depth)
+    far = stores_far(core, geometry, outputs, math.prod(axis.count for axis in groups))
+    panels = choose_panels(core, outputs, pixels, depth, far=far)
     best = Direct(panels.vectors, panels.rows or panels.last_rows, panels.last_rows or panels.rows)
-    ranked = panel_choices(core, outputs, pixels, depth)
+    ranked = panel_choices(core, outputs, pixels, depth, far)
     others = [tiles for cycles, tiles in ranked if cycles <= SLOWEST * ranked[0][0]]
     return [best, *(tiles for tiles in others if tiles != best)][:most]
 

@@ -15,7 +15,7 @@ from cortado.compiler.kernels.generic import generic_if
 from cortado.compiler.kernels.geometry import Geometry
 from cortado.compiler.kernels.packing import WeightSource, pack_kernel, pack_panels, panel_sizes
 from cortado.compiler.kernels.tile import tile_kernel
-from cortado.compiler.kernels.tiling import choose_panels, choose_partition, core_of
+from cortado.compiler.kernels.tiling import choose_panels, choose_partition, core_of, stores_far
 from cortado.compiler.lang import BYTES, SCALAR_OF
 from cortado.compiler.program import KernelCall, Operand, Ref
 from cortado.compiler.target import Target
@@ -53,8 +53,9 @@ def lower_contraction(
     """
     scalar = SCALAR_OF[out.type.dtype]
     core = core_of(target, scalar)
-    panels = choose_panels(core, outputs, geometry.width.outputs, geometry.depth_of_sum, direct)
     count = math.prod(axis.count for axis in groups)
+    far = stores_far(core, geometry, outputs, count)
+    panels = choose_panels(core, outputs, geometry.width.outputs, geometry.depth_of_sum, direct, far)
     partition = choose_partition(core, geometry, panels, count, weights.filters is not None, direct)
     layer = Contraction(scalar, geometry, groups, panels, partition, epilogue.kind)
     kernel = contraction_driver(f"{family}_{scalar}", layer, core, target, tile_kernel)

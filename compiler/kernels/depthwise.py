@@ -28,6 +28,10 @@ MOST_PIXELS = 8  # of a block
 MOST_OUTPUTS = 4  # per channel; with more, the outputs of one channel are vectors of a grouped convolution
 
 LINE = 64  # bytes of a cache line
+STREAMS, CROWDED = (
+    18,
+    0.08,
+)  # lines that are read side by side from beyond the second cache level; each more costs that part of a trip
 CONFLICT = 1.5  # times: pixels whose distance puts them on the same cache sets drive out each other's half-used lines
 
 
@@ -145,6 +149,9 @@ def _row_cycles(core: Core, geometry: Geometry, channels: int, multiplier: int, 
     trip = max(work / 2, loads / 2, (work + loads + positions + 4) / ISSUE)
     if vectors * core.lanes * core.element < LINE and width.in_stride * core.element % (core.first_level // 16) == 0:
         trip *= CONFLICT
+    streams = positions * geometry.height.taps * geometry.depth.taps
+    if geometry.height.size * geometry.height.in_stride * core.element > core.second_level:
+        trip *= 1.0 + CROWDED * max(0, streams - STREAMS)
     steps, tiles = -(-channels // (vectors * core.lanes)), -(-width.outputs // pixels)
     return tiles * steps * (trip * geometry.height.taps * geometry.depth.taps + pixels * vectors * multiplier)
 

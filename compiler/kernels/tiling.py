@@ -21,7 +21,10 @@ PARTS = 1.02  # times, where k is taken in parts
 BROADCAST = 0.71  # cycles from one load of an element into all lanes to the next
 HIDDEN = 320.0  # bytes of a stream that cost a cycle even behind multiply-adds
 TILE_OVERHEAD = 24.0  # cycles: addresses, loop ends (one of them mispredicted), first loads
-OVERLAP = 16.0  # of them pass behind the next tile where accumulators only just hide the latency, so that units wait for operands anyway
+OVERLAP = (
+    16.0  # of them pass behind the next tile where accumulators only just hide the latency and stores must be waited for anyway
+)
+WAITING = 0.08  # cycles of a step more where they only just hide it
 MOST_SWEEPS = 64  # tiles of a panel beyond which the wait for its weights does not count
 UNROLLED = 64  # multiply-adds in one trip of the inner loop, at most
 
@@ -64,8 +67,8 @@ class Core:
             wanted *= 2
         return min(wanted, 4)
 
-    def tile_cycles(self, rows: int, vectors: int, depth: int) -> float:
-        """Cycles of one tile over `depth` terms."""
+    def tile_cycles(self, rows: int, vectors: int, depth: int, far: bool = False) -> float:
+        """Cycles of one tile over `depth` terms. far: as `stores_far`."""
         work = rows * vectors
         if self.in_order:
             return depth * (3.0 * work + 1.5 * (rows + vectors) + 2.0) + TILE_OVERHEAD
@@ -81,8 +84,8 @@ class Core:
             step = max(step, weights / SECOND_LEVEL) + weights / HIDDEN
         if depth * weights > self.panel_room:
             step *= PARTS
-        overlap = OVERLAP if work == LATENCY * PER_CYCLE else 0.0
-        return depth * step + TILE_OVERHEAD + work - overlap
+        just = work == LATENCY * PER_CYCLE
+        return depth * (step + WAITING * just) + TILE_OVERHEAD + work - OVERLAP * (just and far)
 
 
 def core_of(target: Target, scalar: str) -> Core:
@@ -100,6 +103,19 @@ def core_of(target: Target, scalar: str) -> Core:
         prefetch=target.has("prefetch", PTR),
         first_level=target.cache("l1", 32 << 10),
         second_level=target.cache("l2", 256 << 10),
+    )
+
+
+def stores_far(core: Core, geometry: Geometry, outputs: int, groups: int) -> bool:
+    """Whether a layer's stores are what its tiles wait for, and not its weights.
+
+    So it is where the output goes beyond the second cache level, in which the input has to stay as well, and a power of two between pixels
+    makes them meet in few sets of the first level.
+    """
+    pitch, size = geometry.width.out_stride, outputs * groups * core.element
+    room = core.second_level // 2
+    return (
+        geometry.rows * geometry.width.outputs * size > room and pitch & (pitch - 1) == 0 and geometry.depth_of_sum * size <= room
     )
 
 
@@ -123,10 +139,11 @@ class Panels:
         return (self.bodies * self.vectors + self.last - 1) * self.lanes + self.tail
 
 
-def choose_panels(core: Core, outputs: int, pixels: int, depth: int, direct: Direct | None = None) -> Panels:
+def choose_panels(core: Core, outputs: int, pixels: int, depth: int, direct: Direct | None = None, far: bool = False) -> Panels:
     """The register block with the fewest cycles for rows of `pixels` pixels, `outputs` channels and sums of `depth` terms.
 
-    direct: it is chosen already. Raises ValueError where it has more rows or vectors than the core.
+    direct: it is chosen already. far: as `stores_far`.
+    Raises ValueError where the choice has more rows or vectors than the core.
     """
     if direct is not None:
         if not core.fits(1, direct.vectors) or max(direct.rows, direct.last_rows) > core.rows:
@@ -136,25 +153,25 @@ def choose_panels(core: Core, outputs: int, pixels: int, depth: int, direct: Dir
     for vectors in range(-(-outputs // core.lanes), 0, -1):
         if not core.fits(1, vectors):
             continue
-        rows = _best_height(core, vectors, pixels, depth)[1]
+        rows = _best_height(core, vectors, pixels, depth, far)[1]
         last = _panels(core, outputs, vectors, rows, 0).last
-        panels = _panels(core, outputs, vectors, rows, _best_height(core, last, pixels, depth)[1] if last else 0)
-        cycles = panel_cycles(core, panels, pixels, depth)
+        panels = _panels(core, outputs, vectors, rows, _best_height(core, last, pixels, depth, far)[1] if last else 0)
+        cycles = panel_cycles(core, panels, pixels, depth, far)
         if best is None or cycles < 0.995 * best[0]:
             best = (cycles, panels)
     assert best is not None, "a target without registers"
     return best[1]
 
 
-def panel_choices(core: Core, outputs: int, pixels: int, depth: int) -> list[tuple[float, Direct]]:
+def panel_choices(core: Core, outputs: int, pixels: int, depth: int, far: bool = False) -> list[tuple[float, Direct]]:
     """Every register block that fits, with its cycles by the cost model, fewest first."""
     found: dict[Direct, float] = {}
     for vectors in range(-(-outputs // core.lanes), 0, -1):
         for rows in _heights(core, vectors, pixels):
             last = _panels(core, outputs, vectors, rows, 0).last
-            last_rows = _best_height(core, last, pixels, depth)[1] if last not in (0, vectors) else rows
+            last_rows = _best_height(core, last, pixels, depth, far)[1] if last not in (0, vectors) else rows
             panels = _panels(core, outputs, vectors, rows, last_rows)
-            found[Direct(vectors, rows, last_rows)] = panel_cycles(core, panels, pixels, depth)
+            found[Direct(vectors, rows, last_rows)] = panel_cycles(core, panels, pixels, depth, far)
     return sorted(((cycles, direct) for direct, cycles in found.items()), key=lambda entry: entry[0])
 
 
@@ -167,11 +184,11 @@ def _panels(core: Core, outputs: int, vectors: int, rows: int, last_rows: int) -
     return Panels(core.lanes, min(vectors, total), bodies, last, tail, rows if bodies else 0, last_rows if last else 0)
 
 
-def panel_cycles(core: Core, panels: Panels, pixels: int, depth: int) -> float:
+def panel_cycles(core: Core, panels: Panels, pixels: int, depth: int, far: bool = False) -> float:
     """Cycles of all panels of a row of pixels."""
-    cycles = panels.bodies * _height_cycles(core, panels.vectors, pixels, depth, panels.rows) if panels.bodies else 0.0
+    cycles = panels.bodies * _height_cycles(core, panels.vectors, pixels, depth, panels.rows, far) if panels.bodies else 0.0
     if panels.last:
-        cycles += _height_cycles(core, panels.last, pixels, depth, panels.last_rows)
+        cycles += _height_cycles(core, panels.last, pixels, depth, panels.last_rows, far)
     return cycles * (1.03 if panels.bodies and panels.last else 1.0)  # twice the code, and a chunk that is not like the others
 
 
@@ -181,22 +198,22 @@ def _heights(core: Core, vectors: int, pixels: int) -> list[int]:
     return [most for most in possible if balanced(pixels, most)[0] == most]
 
 
-def _best_height(core: Core, vectors: int, pixels: int, depth: int) -> tuple[float, int]:
+def _best_height(core: Core, vectors: int, pixels: int, depth: int, far: bool) -> tuple[float, int]:
     """Cycles of a row of tiles of the best height, and that height."""
     best: tuple[float, int] | None = None
     for most in _heights(core, vectors, pixels):
-        cycles = _height_cycles(core, vectors, pixels, depth, most)
+        cycles = _height_cycles(core, vectors, pixels, depth, most, far)
         if best is None or cycles < 0.995 * best[0]:
             best = (cycles, most)
     assert best is not None, "one row always fits"
     return best
 
 
-def _height_cycles(core: Core, vectors: int, pixels: int, depth: int, most: int) -> float:
+def _height_cycles(core: Core, vectors: int, pixels: int, depth: int, most: int, far: bool) -> float:
     parts = -(-pixels // most)
     size, larger = divmod(pixels, parts)
-    cycles = (parts - larger) * core.tile_cycles(size, vectors, depth)
-    return cycles + larger * core.tile_cycles(size + 1, vectors, depth) if larger else cycles
+    cycles = (parts - larger) * core.tile_cycles(size, vectors, depth, far)
+    return cycles + larger * core.tile_cycles(size + 1, vectors, depth, far) if larger else cycles
 
 
 def choose_unroll(core: Core, work: int, splits: int, runs: Sequence[int]) -> tuple[int, bool]:
