@@ -47,6 +47,98 @@ def _unpack_segments(call: Call) -> Results:
     return (call.node("keep_rows", (flat, call.reshaped(inside, (runs * longest,), "mask"))),)
 
 
+def _pack_segments(call: Call) -> Results:
+    """Rows, as many in a row as the lengths say, to [runs, longest, ...], zeros (pad_minf: the lowest number) behind each run.
+
+    longest: `max_length`, to which longer runs are cut, or the largest of constant lengths.
+    """
+    call.dtype(INT32, 0)
+    lengths, rows = call.inputs
+    longest = call.args.integer("max_length", -1)
+    if len(lengths.shape) != 1 or not rows.shape:
+        raise ShapeError(
+            f"the lengths are {show(lengths.shape)} and the rows {show(rows.shape)}; lengths have one axis, rows at least one"
+        )
+    if longest <= 0:
+        if lengths.constant is None:
+            raise UnsupportedError(
+                "how long the longest segment is depends on the data; give argument max_length, or constant lengths"
+            )
+        longest = int(lengths.constant.max(initial=0))
+    runs, count = lengths.shape[0], rows.shape[0]
+    before = call.side(np.tri(runs, k=-1, dtype=np.int32), "before")
+    starts = call.helper(
+        "reduce_sum", (call.helper("mul", (before, lengths), "earlier"),), "starts", {"axes": (1,), "keepdims": True}
+    )
+    steps = call.side(np.arange(longest, dtype=np.int32), "steps")
+    inside = call.helper("lt", (steps, call.reshaped(lengths, (runs, 1), "column")), "inside")
+    shape = (runs, longest, *rows.shape[1:])
+    fill = float("-inf") if call.args.flag("pad_minf") else 0.0
+    if not count or not longest or not runs:
+        packed = call.constant(np.full(shape, fill, rows.type.numpy))
+    else:
+        last = call.number(count - 1, "int32", "last")
+        places = call.helper("minimum", (call.helper("add", (starts, steps), "after"), last), "places")
+        taken = call.helper("gather", (rows, places), "rows", {"axis": 0})
+        mask = call.reshaped(inside, (runs, longest, *[1] * (len(rows.shape) - 1)), "mask")
+        packed = call.node("where", (mask, taken, call.number(fill, rows.type.dtype, "fill")))
+    if len(call.operator.outputs) == 1:
+        return (packed,)
+    return (packed, call.as_output(inside, (runs, longest), 1) if call.args.flag("return_presence_mask") else None)
+
+
+def _gather_ranges(call: Call) -> Results:
+    """data[N], ranges[rows, k, (first, length)] -> all elements in the ranges, one range after the other, and how many each row has."""
+    call.dtype(ANY, 0)
+    call.dtype(frozenset({"int32", "int64"}), 1)
+    data, ranges = call.inputs
+    if len(data.shape) != 1 or len(ranges.shape) != 3 or ranges.shape[2] != 2:
+        raise ShapeError(
+            f"the data are {show(data.shape)} and the ranges {show(ranges.shape)}; they must be [n] and [rows, ranges, 2]"
+        )
+    rows, each, count = *ranges.shape[:2], data.shape[0]
+    if ranges.constant is not None and ranges.constant.size and int(ranges.constant.sum(axis=2).max()) > count:
+        raise ShapeError(f"a range ends at {int(ranges.constant.sum(axis=2).max())}, but there are {count} elements")
+    if ranges.type.dtype != "int32":
+        ranges = call.helper("cast", (ranges,), "numbers", {"dtype": "int32"})
+
+    def column(number: int, name: str) -> Value:
+        attrs = {"starts": (0, 0, number), "stops": (rows, each, number + 1)}
+        return call.helper("slice", (ranges,), name, attrs)
+
+    first, length = column(0, "first"), column(1, "length")
+    places = call.side(np.arange(count, dtype=np.int32), "places")
+    after = call.helper("ge", (places, first), "after")
+    inside = call.helper(
+        "logical_and", (after, call.helper("lt", (places, call.helper("add", (first, length), "end")), "before")), "inside"
+    )
+    spread = call.helper("broadcast_to", (data,), "spread", {"shape": (rows, each, count)})
+    flat, mask = (call.reshaped(value, (rows * each * count,), "flat") for value in (spread, inside))
+    kept = call.node("keep_rows", (flat, mask))
+    sums = call.helper("reduce_sum", (length,), "sums", {"axes": (1,), "keepdims": False})
+    return (kept, call.as_output(sums, (rows,), 1))
+
+
+def _rowwise_bytes(call: Call) -> Results:
+    """float32 [N, C] -> uint8 [N, C] between each row's least and largest number, and these as scale and bias [N, 2]."""
+    call.dtype(FLOAT32, 0)
+    if len(call.x.shape) != 2 or not call.x.shape[1]:
+        raise ShapeError(f"'{call.operator.inputs[0]}' is {show(call.x.shape)}; it must be a matrix")
+    axes = {"axes": (1,), "keepdims": True}
+    least, largest = (call.helper(f"reduce_{what}", (call.x,), what, axes) for what in ("min", "max"))
+    span = call.helper("sub", (largest, least), "range")
+    levels, none = call.number(255.0, "float32", "levels"), call.number(0.0, "float32", "none")
+    wide = call.helper("add", (span, call.number(1e-8, "float32", "epsilon")), "wide")
+    steps = call.helper(
+        "mul", (call.helper("sub", (call.x, least), "above"), call.helper("div", (levels, wide), "inverse")), "steps"
+    )
+    whole = call.helper("round_even", (steps,), "whole")
+    scale = call.helper("div", (span, levels), "step")
+    one = call.number(1.0, "float32", "one")
+    scale = call.helper("where", (call.helper("eq", (span, none), "flat"), one, scale), "scale")
+    return (call.node("cast", (whole,), {"dtype": "uint8"}), call.node("concat", (scale, least), {"axis": 1}, 1))
+
+
 def _ctc_greedy(call: Call) -> Results:
     """x[T, N, classes] (, lengths): per column the best class of each step, without repeats and without the blank class 0.
 
@@ -83,6 +175,9 @@ OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
     {
         "BooleanMask": OpSpec(_boolean_mask, inputs=(2, 2), outputs=(1, 2)),
         "CTCGreedyDecoder": OpSpec(_ctc_greedy, inputs=(1, 2), outputs=(2, 2)),
+        "FloatToRowwiseQuantized8Bits": OpSpec(_rowwise_bytes, outputs=(2, 2)),
+        "GatherRanges": OpSpec(_gather_ranges, inputs=(2, 2), outputs=(2, 2)),
+        "PackSegments": OpSpec(_pack_segments, inputs=(2, 2), outputs=(1, 2)),
         "UnpackSegments": OpSpec(_unpack_segments, inputs=(2, 2)),
     }
 )

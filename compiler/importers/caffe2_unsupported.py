@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-_COUNTED = "how large the result is depends on the data"
 _BYTES = "it packs float32 numbers into rows of bytes, a step of preparing a model, not of running one"
 _UNPACKED = "it takes float32 numbers out of rows of bytes; SparseLengthsSumFused8BitRowwise looks such rows up"
 
 REASONS: Mapping[str, str] = MappingProxyType(
     {
-        "GatherRanges": _COUNTED,
-        "PackSegments": _COUNTED,
         "FloatToFused8BitRowwiseQuantized": _BYTES,
-        "FloatToRowwiseQuantized8Bits": _BYTES,
         "Fused8BitRowwiseQuantizedToFloat": _UNPACKED,
     }
 )
@@ -38,11 +34,9 @@ REWRITES: Mapping[str, str] = MappingProxyType(
         "Equal": "EQ",
         "FbFCPacked": "FC with the weights as they were before packing",
         "FloatToFused8BitRowwiseQuantized": "run it when preparing the model, and give its result with init=",
-        "FloatToRowwiseQuantized8Bits": "run it when preparing the model, and give its result with init=",
         "For": "the operators of its net as often as it runs them",
         "Fused8BitRowwiseQuantizedToFloat": "give the float32 numbers with init=, or look rows up with SparseLengthsSumFused8BitRowwise",
         "GatherND": "FlattenToVec and Gather with indices into all elements",
-        "GatherRanges": "Gather with the indices of the ranges, where they are known",
         "GivenTensorFp16Fill": "GivenTensorFill",
         "Greater": "GT",
         "GreaterEqual": "GE",
@@ -64,7 +58,6 @@ REWRITES: Mapping[str, str] = MappingProxyType(
         "Mish": "Softplus, Tanh, Mul",
         "Neg": "Negative",
         "NonMaxSuppression": "BoxWithNMSLimit",
-        "PackSegments": "Reshape, where all segments have the same length",
         "PixelShuffle": "Reshape, Transpose, Reshape",
         "RMSNorm": "Sqr, ReduceMean, Add, Pow, Mul",
         "RecurrentNetwork": "LSTM or GRU cells written out, step by step",
