@@ -20,8 +20,9 @@ from cortado.backends.weights import HASH_AT, HEADER_BYTES, MAGIC, SIZE_AT, weig
 from cortado.compiler.program import ALIGNMENT, Argument, Program, Step
 from cortado.compiler.target import Target
 
-ARENA_HEADER = ALIGNMENT  # bytes: model hash (u64), weights pointer
+ARENA_HEADER = ALIGNMENT  # bytes: model hash (u64), weights pointer, level
 WEIGHTS_AT = 8
+LEVEL_AT = 16  # of libraries for several levels: the number of the one that NAME_init chose (i32)
 WEIGHTS_ALIGNMENT = 8  # bytes: the widest element that a kernel loads
 
 # A hand-over to other threads costs a few microseconds: a part must be worth it. Work is counted in multiply-adds, a byte read or
@@ -50,10 +51,12 @@ def entry_modules(
     program: Program, target: Target, prefix: str, model_hash: int, linked: bool, threads: int
 ) -> tuple[EntryModule, ...]:
     """linked: the weights are an object of the library. threads: the number that parts are tuned for; any number runs."""
-    entry = _Entry(program, target, prefix, model_hash)
+    entry = Entry(program, target, prefix, model_hash)
     modules = [
-        EntryModule(f"{prefix}.o", entry.module(_init(entry, linked), _run(entry)), (f"{prefix}_init", f"{prefix}_run")),
-        EntryModule(f"{prefix}_threads.o", entry.module(*_run_threads(entry, threads)), (f"{prefix}_run_threads",)),
+        EntryModule(
+            f"{prefix}.o", entry.module(start_function(entry, linked), run_function(entry)), (f"{prefix}_init", f"{prefix}_run")
+        ),
+        EntryModule(f"{prefix}_threads.o", entry.module(*run_threads_functions(entry, threads)), (f"{prefix}_run_threads",)),
     ]
     if probe_of(target) is not None:
         head = f'target triple = "{target.triple}"\n\n'
@@ -81,13 +84,18 @@ def location_of(argument: Argument, program: Program) -> tuple[str, int]:
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """What the functions of one library share."""
+class Entry:
+    """What the functions of one library share. hidden: NAME_run and NAME_run_threads are seen inside of the library only."""
 
     program: Program
     target: Target
     prefix: str
     model_hash: int
+    hidden: bool = False
+
+    @property
+    def linkage(self) -> str:
+        return "hidden " if self.hidden else ""
 
     @property
     def index(self) -> str:
@@ -180,7 +188,8 @@ class _Entry:
         return "".join(lines)
 
 
-def _init(entry: _Entry, linked: bool) -> str:
+def start_function(entry: Entry, linked: bool, more: str = "") -> str:
+    """NAME_init. linked: the weights are an object of the library. more: IR lines that prepare more of the arena, at %base."""
     prefix, index = entry.prefix, entry.index
     probe = probe_of(entry.target)
     parts = []
@@ -221,6 +230,7 @@ def _init(entry: _Entry, linked: bool) -> str:
         f"  %place = getelementptr i8, ptr %base, i32 {WEIGHTS_AT}\n"
         f"  %payload = getelementptr i8, ptr {given}, i32 {HEADER_BYTES}\n"
         f"  store ptr %payload, ptr %place, align 8\n"
+        f"{more}"
         f"  store i64 {_signed(entry.model_hash)}, ptr %base, align 8\n"
         f"  ret i32 0\n"
         f"no_weights:\n"
@@ -231,11 +241,11 @@ def _init(entry: _Entry, linked: bool) -> str:
     return "".join(parts) + "}\n"
 
 
-def _run(entry: _Entry) -> str:
+def run_function(entry: Entry) -> str:
     steps = entry.program.steps
     calls = "".join(entry.whole(step, number) for number, step in enumerate(steps))
     return (
-        f"define i32 @{entry.prefix}_run(ptr %arena, ptr %in, ptr %out) {entry.attributes} {{\n"
+        f"define {entry.linkage}i32 @{entry.prefix}_run(ptr %arena, ptr %in, ptr %out) {entry.attributes} {{\n"
         f"{entry.opened()}{entry.interface(steps)}{calls}  ret i32 0\n}}\n"
     )
 
@@ -243,7 +253,7 @@ def _run(entry: _Entry) -> str:
 _SHARED = ("base", "weights", "in", "out")  # what a task gets through its argument, in this order
 
 
-def _run_threads(entry: _Entry, threads: int) -> list[str]:
+def run_threads_functions(entry: Entry, threads: int) -> list[str]:
     """The function, and one task function for each step that is split."""
     pointer = entry.target.pointer_bits // 8
     steps = entry.program.steps
@@ -264,15 +274,16 @@ def _run_threads(entry: _Entry, threads: int) -> list[str]:
             functions.append(_task(entry, step, number, count))
             call = f"  call void %pf(ptr %ctx, ptr @{_task_name(entry, number)}, ptr %shared, i32 {count})\n"
             body.append(entry.guarded(step, number, call))
-    head = f"define i32 @{entry.prefix}_run_threads(ptr %arena, ptr %in, ptr %out, ptr %pf, ptr %ctx) {entry.attributes} {{\n"
+    name, params = f"{entry.prefix}_run_threads", "ptr %arena, ptr %in, ptr %out, ptr %pf, ptr %ctx"
+    head = f"define {entry.linkage}i32 @{name}({params}) {entry.attributes} {{\n"
     return [*functions, head + "".join(body) + "  ret i32 0\n}\n"]
 
 
-def _task_name(entry: _Entry, number: int) -> str:
+def _task_name(entry: Entry, number: int) -> str:
     return f"{entry.prefix}_task{number}"
 
 
-def _task(entry: _Entry, step: Step, number: int, parts: int) -> str:
+def _task(entry: Entry, step: Step, number: int, parts: int) -> str:
     """void task(void *shared, int part)."""
     pointer = entry.target.pointer_bits // 8
     lines = [f"define internal void @{_task_name(entry, number)}(ptr %shared, i32 %number) {entry.attributes} {{\n"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from cortado.compiler.graph import Graph
 from cortado.compiler.kernels.generic import GENERIC
+from cortado.compiler.levels import share_weights
 from cortado.compiler.lower import lower
 from cortado.compiler.optimize import optimize
 from cortado.compiler.options import CompileOptions
@@ -67,6 +68,18 @@ def compile_program(
     if options.strict:
         refuse_generic(program)
     return program, summary
+
+
+def compile_levels(
+    graph: Graph,
+    target: Target,
+    options: CompileOptions,
+    calibration: CalibrationRecord | None = None,
+    judge: Target | None = None,
+) -> tuple[tuple[Program, ...], dict[str, Any] | None]:
+    """As compile_program, for each of the target's levels: the programs share one blob of weights."""
+    made = [compile_program(graph, level, options, calibration, None, judge) for level in target.levels]
+    return share_weights([program for program, _ in made]), made[-1][1]
 
 
 def generic_nodes(program: Program) -> list[str]:

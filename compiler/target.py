@@ -37,6 +37,7 @@ class Target:
     vector_bits: 0 where there are no vectors. vector_registers: architectural float/vector registers that a kernel may fill.
     masked: masked loads and stores are real instructions, not loops of branches. fpu: float32 arithmetic is in hardware.
     divides: integer division of 32 bits is.
+    levels: what one bundle carries code for, the least demanding first; the target itself is what all of them have. Else empty.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Target:
     rows: tuple[Row, ...] = ()
     memories: tuple[Memory, ...] = ()
     clock_hz: int = 0
+    levels: tuple[Target, ...] = ()
     has_rows: frozenset[tuple[str, tuple[Type, ...]]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -18,8 +18,10 @@ from cortado.model import Model
 from cortado.preprocess import Preprocess
 
 if TYPE_CHECKING:
+    from cortado.compiler.program import Program
     from cortado.compiler.quantize.record import CalibrationRecord
     from cortado.compiler.tuning import Tuning
+    from cortado.runtime.bundle import Bundle
 
     Calibration = Iterable[Mapping[str, np.ndarray]] | CalibrationRecord | str | os.PathLike[str]
 
@@ -96,7 +98,6 @@ def compile(
         separate_weights=separate_weights,
         keep_float=keep_float if isinstance(keep_float, str) else tuple(keep_float),
     )
-    from cortado.backends.codegen import start_workers
     from cortado.backends.targets import find_target
 
     if not isinstance(target, (str, Target)):
@@ -104,18 +105,35 @@ def compile(
     found = find_target(target) if isinstance(target, str) else target
     table = _tuning(tuning, found)
     options = replace(options, tuning=None if table is None else table.sha256)
+    return Model(_bundle(graph, found, options, table, calibration, None if preprocess is None else preprocess.to_dict()))
+
+
+def _bundle(
+    graph: Graph,
+    found: Target,
+    options: CompileOptions,
+    table: Tuning | None,
+    calibration: Calibration | None,
+    preprocess: dict[str, Any] | None,
+) -> Bundle:
+    from cortado.backends.codegen import start_workers
+
     plan = f"{graph.name} {found.name} {options}"
     done = start_workers(plan)  # before the imports below: they take as long as starting LLVM does
     from cortado.backends.targets.classes import judge_of
     from cortado.build import build, source_of
-    from cortado.compiler.pipeline import compile_program
+    from cortado.compiler.pipeline import compile_levels, compile_program
 
     record = None if calibration is None else _record(graph, calibration)
-    program, quantization = compile_program(graph, found, options, record, table, judge_of(found))
-    prepared = None if preprocess is None else preprocess.to_dict()
-    model = Model(build(program, found, options, source_of(graph), prepared, quantization))
+    levels: tuple[Program, ...] = ()
+    if found.levels:
+        levels, quantization = compile_levels(graph, found, options, record, judge_of(found))
+        program = levels[-1]
+    else:
+        program, quantization = compile_program(graph, found, options, record, table, judge_of(found))
+    bundle = build(program, found, options, source_of(graph), preprocess, quantization, levels=levels)
     done()
-    return model
+    return bundle
 
 
 def calibrate(

@@ -11,12 +11,14 @@ import numpy as np
 
 from cortado import __version__
 from cortado.backends.codegen import ObjectFile, compile_modules, llvmlite_version
+from cortado.backends.dispatch import Variant, dispatch_modules, level_modules, variants_of
 from cortado.backends.entry import arena_bytes, entry_modules, location_of, parts_of
 from cortado.backends.llvm import emit_module
 from cortado.backends.symbols import read_symbols
 from cortado.backends.weights import HEADER_BYTES, place_weights, weights_header, weights_module
 from cortado.compiler.graph import Graph
 from cortado.compiler.lang import Block, Kernel
+from cortado.compiler.levels import weight_bytes
 from cortado.compiler.options import CompileOptions
 from cortado.compiler.program import Argument, Program, Step
 from cortado.compiler.target import Target
@@ -24,10 +26,10 @@ from cortado.compiler.text import format_graph
 from cortado.runtime.archive import Member, write_archive
 from cortado.runtime.bundle import Bundle, header_name, library_name, weights_name
 from cortado.runtime.header import Facts, write_header
-from cortado.runtime.manifest import Manifest, Sizes, StepInfo, TargetInfo, file_info
+from cortado.runtime.manifest import LevelInfo, Manifest, Sizes, StepInfo, TargetInfo, file_info
 from cortado.runtime.names import model_identifier
 from cortado.runtime.sizes import code_bytes
-from cortado.runtime.stack import stack_bytes
+from cortado.runtime.stack import dispatched_stack_bytes, stack_bytes
 
 MODULE_INSTRUCTIONS = 1000  # kernels share an object up to this size: small enough to spread over processes, yet few
 LARGEST_LINKED = 1 << 30  # bytes of weights: beyond, 32-bit distances inside a linked program run out
@@ -40,34 +42,48 @@ def build(
     source: Mapping[str, str],
     preprocess: Mapping[str, Any] | None = None,
     quantization: Mapping[str, Any] | None = None,
-    make_objects: Callable[[Sequence[tuple[str, str]], Target], list[ObjectFile]] = compile_modules,
+    make_objects: Callable[..., list[ObjectFile]] = compile_modules,
+    levels: Sequence[Program] = (),
 ) -> Bundle:
     """Machine code, entry points, weights, library, header and manifest of a program.
 
     source, preprocess, quantization: what the manifest says of the origin, of how pictures become the input and of int8. make_objects:
-    LLVM IR to objects, as compile_modules. The bytes depend on the arguments and the versions of cortado and LLVM alone.
+    LLVM IR to objects, as compile_modules. levels: of a target that has some, the programs, which share their weights; `program` is the
+    last of them. The bytes depend on the arguments and the versions of cortado and LLVM alone.
     """
     name = model_identifier(options.name or program.name)
-    model_hash = hash_of(program)
+    model_hash = hash_of(*(levels or [program]))
     linked = not options.separate_weights and len(program.weights) <= LARGEST_LINKED
 
-    entries = entry_modules(program, target, name, model_hash, linked, options.threads)
-    modules = [(entry.name, entry.text) for entry in entries]
-    for number, kernels in enumerate(chunks(kernels_of(program))):
-        modules.append((f"{name}_k{number}.o", emit_module(kernels, target, name)))
+    variants = variants_of(levels, target, name)
+    parts = [(variant.target, _level_modules(variant, model_hash, options.threads)) for variant in variants]
+    if variants:
+        parts.append((target, [(m.name, m.text) for m in dispatch_modules(variants, target, name, model_hash, linked)]))
+    else:
+        entries = entry_modules(program, target, name, model_hash, linked, options.threads)
+        parts.append((target, [*((entry.name, entry.text) for entry in entries), *_kernel_modules(program, target, name)]))
     if linked:
-        modules.append((f"{name}_weights.o", weights_module(name, target.triple, model_hash, len(program.weights))))
-    objects = make_objects(modules, target)
+        parts[-1][1].append((f"{name}_weights.o", weights_module(name, target.triple, model_hash, len(program.weights))))
+    objects: list[ObjectFile] = []
+    code: list[int] = []
+    for part_target, modules in parts:
+        made = make_objects(modules, part_target, **({"beside": objects} if objects else {}))
+        code.append(sum(code_bytes(item.data) for item in made if item.name != f"{name}_weights.o"))
+        objects += made
 
     members = [Member(item.name, item.data, tuple(sorted(read_symbols(item.data).defined))) for item in objects]
-    code = sum(code_bytes(member.data) for member in (members[:-1] if linked else members))
     if linked:
         last = members[-1]
         members[-1] = Member(last.name, place_weights(last.data, model_hash, program.weights), last.symbols)
 
     frames = {symbol: size for item in objects for symbol, size in item.frames.items()}
-    stack = stack_bytes(program, frames, target, name)
-    sizes = Sizes(code, HEADER_BYTES + len(program.weights), arena_bytes(program), stack)
+    sizes = Sizes(
+        sum(code),
+        HEADER_BYTES + len(program.weights),
+        max(arena_bytes(one) for one in levels or [program]),
+        dispatched_stack_bytes(variants, frames, target, name) if variants else stack_bytes(program, frames, target, name),
+    )
+    infos = tuple(_level_info(variant, size, options.threads) for variant, size in zip(variants, code, strict=False))
     facts = Facts(name, program.inputs, program.outputs, model_hash, target.name, linked, sizes)
     files = {
         library_name(name): write_archive(members, target.object_format),
@@ -75,7 +91,25 @@ def build(
     }
     if not linked:
         files[weights_name(name)] = weights_header(model_hash, len(program.weights)) + program.weights
-    return Bundle(manifest_of(program, target, options, source, preprocess, quantization, facts, files), files)
+    return Bundle(manifest_of(program, target, options, source, preprocess, quantization, facts, files, infos), files)
+
+
+def _kernel_modules(program: Program, target: Target, prefix: str) -> list[tuple[str, str]]:
+    cut = enumerate(chunks(kernels_of(program)))
+    return [(f"{prefix}_k{number}.o", emit_module(kernels, target, prefix)) for number, kernels in cut]
+
+
+def _level_modules(variant: Variant, model_hash: int, threads: int) -> list[tuple[str, str]]:
+    entries = [(entry.name, entry.text) for entry in level_modules(variant, model_hash, threads)]
+    return [*entries, *_kernel_modules(variant.program, variant.target, variant.prefix)]
+
+
+def _level_info(variant: Variant, code: int, threads: int) -> LevelInfo:
+    program, target = variant.program, variant.target
+    steps = tuple(step_info(step, program, threads) for step in program.steps)
+    return LevelInfo(
+        target.name, target.features, variant.serves, variant.prefix, code, weight_bytes(program), arena_bytes(program), steps
+    )
 
 
 def source_of(graph: Graph) -> dict[str, str]:
@@ -87,13 +121,17 @@ def source_of(graph: Graph) -> dict[str, str]:
     return {"name": graph.name, "sha256": digest.hexdigest()}
 
 
-def hash_of(program: Program) -> int:
-    """64 bits that change whenever kernels, plan, interface or weights do. A kernel's name is unique by its content."""
-    digest = hashlib.sha256(program.weights)
-    for part in (program.inputs, program.outputs, program.buffers, program.arena_bytes):
-        digest.update(f"{part!r}\n".encode())
-    for step in program.steps:
-        digest.update(f"{step.kernel.name} {step.args!r} {step.tasks} {step.guards!r} {step.limit!r}\n".encode())
+def hash_of(*programs: Program) -> int:
+    """64 bits that change whenever kernels, plan, interface or weights do. A kernel's name is unique by its content.
+
+    Several programs have the same weights.
+    """
+    digest = hashlib.sha256(programs[0].weights)
+    for program in programs:
+        for part in (program.inputs, program.outputs, program.buffers, program.arena_bytes):
+            digest.update(f"{part!r}\n".encode())
+        for step in program.steps:
+            digest.update(f"{step.kernel.name} {step.args!r} {step.tasks} {step.guards!r} {step.limit!r}\n".encode())
     return int.from_bytes(digest.digest()[:8], "little")
 
 
@@ -157,6 +195,7 @@ def manifest_of(
     quantization: Mapping[str, Any] | None,
     facts: Facts,
     files: Mapping[str, bytes],
+    levels: tuple[LevelInfo, ...] = (),
 ) -> Manifest:
     steps = tuple(step_info(step, program, options.threads) for step in program.steps)
     return Manifest(
@@ -174,4 +213,5 @@ def manifest_of(
         sizes=facts.sizes,
         steps=steps,
         files={name: file_info(data) for name, data in files.items()},
+        levels=levels,
     )

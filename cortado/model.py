@@ -80,7 +80,7 @@ class Model:
                 f"{self.name} is compiled for {manifest.target.name}, which is not this machine: an emulator tells nothing of the time. "
                 "Compile for target 'host' to profile here"
             )
-        return profile_of(self.name, manifest.target.name, threads, manifest.steps, runner.profile(arrays, runs, threads))
+        return profile_of(self.name, manifest.target.name, threads, runner.steps, runner.profile(arrays, runs, threads))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write libNAME.a, NAME.h, NAME.weights (when it is separate) and manifest.json; replaces a bundle that is there."""
@@ -90,7 +90,14 @@ class Model:
         """Bytes of code, weights, arena and stack; multiply-adds per step. str() of it is a table."""
         manifest = self._bundle.manifest
         return Report(
-            self.name, manifest.target.name, self.inputs, self.outputs, manifest.sizes, manifest.steps, manifest.quantization
+            self.name,
+            manifest.target.name,
+            self.inputs,
+            self.outputs,
+            manifest.sizes,
+            manifest.steps,
+            manifest.quantization,
+            manifest.levels,
         )
 
     def __repr__(self) -> str:

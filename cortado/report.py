@@ -9,14 +9,18 @@ from typing import Any
 
 from cortado.compiler.types import TensorInfo
 from cortado.int8_report import int8_lines
-from cortado.runtime.manifest import Sizes, StepInfo
+from cortado.runtime.manifest import LevelInfo, Sizes, StepInfo
 
 SCHEMA = 1
+_OF_LEVELS = ("name", "serves", "code", "weights", "arena")
 
 
 @dataclass(frozen=True)
 class Report:
-    """sizes: bytes of code, weights, arena and (upper bound) stack. steps: in the order they run; macs: multiply-adds of all."""
+    """sizes: bytes of code, weights, arena and (upper bound) stack. steps: in the order they run; macs: multiply-adds of all.
+
+    levels: where the code is for several, what each has of it; the steps are the last one's.
+    """
 
     name: str
     target: str
@@ -25,6 +29,7 @@ class Report:
     sizes: Sizes
     steps: tuple[StepInfo, ...]
     quantization: Mapping[str, Any] | None = None
+    levels: tuple[LevelInfo, ...] = ()
 
     @property
     def macs(self) -> int:
@@ -42,6 +47,7 @@ class Report:
             "macs": self.macs,
             "steps": [asdict(step) for step in self.steps],
             "quantization": self.quantization,
+            "levels": [{key: getattr(level, key) for key in _OF_LEVELS} for level in self.levels],
         }
 
     def __str__(self) -> str:
@@ -59,6 +65,12 @@ class Report:
             f"  work    {self.macs:13,} multiply-adds in {len(self.steps)} steps",
             "",
         ]
+        if self.levels:
+            lines += [
+                f"  for {', '.join(level.serves)}: {level.code:,} bytes of code, reads {level.weights:,} bytes of the weights"
+                for level in self.levels
+            ]
+            lines.append("")
         rows = [("node", "operator", "multiply-adds", "share", "from")]
         for (name, op), group in groupby(self.steps, key=lambda step: (step.name, step.op)):
             steps = tuple(group)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cortado.backends.entry import WEIGHTS_AT
+from cortado.backends.entry import LEVEL_AT, WEIGHTS_AT
 from cortado.backends.status import ECPU
 from cortado.compiler.program import ALIGNMENT
 from cortado.compiler.types import NUMPY_DTYPE, TensorInfo
@@ -17,7 +17,7 @@ from cortado.errors import CortadoError, TargetError
 from cortado.runtime.archive import read_archive
 from cortado.runtime.bundle import Bundle
 from cortado.runtime.elf import AARCH64, X86_64
-from cortado.runtime.manifest import Manifest
+from cortado.runtime.manifest import LevelInfo, Manifest, StepInfo
 from cortado.runtime.memory import LoadedCode, runs_here
 
 if TYPE_CHECKING:
@@ -41,9 +41,13 @@ def runs_in_process(manifest: Manifest) -> bool:
 class HostRunner:
     """The loaded library. `run` is safe for use by several threads: every call has an arena of its own."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        """Raises LacksInstructions where this machine's processor does."""
+    def __init__(self, bundle: Bundle, level: int | None = None) -> None:
+        """level: number of the level to run, of a library that carries several; None for the one that it chooses.
+
+        Raises LacksInstructions where this machine's processor does.
+        """
         self._manifest = bundle.manifest
+        self._level = level
         self._code = LoadedCode([data for _, data in read_archive(bundle.library)])
         self._init = self._function("init", 2)
         self._run = self._function("run", 3)
@@ -81,12 +85,28 @@ class HostRunner:
         given, outputs = arrays[: len(inputs)], arrays[len(inputs) :]
         ins, outs = _pointers(given), _pointers(outputs)
         arena = self._new_arena()
-        base = -(-arena.ctypes.data // ALIGNMENT) * ALIGNMENT
+        base = _base(arena)
         places = {"base": base, "weights": ctypes.c_uint64.from_address(base + WEIGHTS_AT).value}
         places.update({f"in{n}": array.ctypes.data for n, array in enumerate(given)})
         places.update({f"out{n}": array.ctypes.data for n, array in enumerate(outputs)})
-        library = Library(self._address, places, arena.ctypes.data, ctypes.addressof(ins), ctypes.addressof(outs))
-        return measure(library, self._manifest.steps, runs, threads, self._thread_pool)
+        level = self.level
+        prefix = self._manifest.name if level is None else level.prefix
+        library = Library(prefix, self._code.address, places, arena.ctypes.data, ctypes.addressof(ins), ctypes.addressof(outs))
+        return measure(library, self.steps, runs, threads, self._thread_pool)
+
+    @property
+    def level(self) -> LevelInfo | None:
+        """What is run of the levels that the library carries; None where there is no choice."""
+        if not self._manifest.levels:
+            return None
+        arena = self._new_arena()
+        return self._manifest.levels[ctypes.c_int32.from_address(_base(arena) + LEVEL_AT).value]
+
+    @property
+    def steps(self) -> tuple[StepInfo, ...]:
+        """What a run does."""
+        level = self.level
+        return self._manifest.steps if level is None else level.steps
 
     def _address(self, ending: str) -> int:
         return self._code.address(f"{self._manifest.name}_{ending}")
@@ -106,6 +126,8 @@ class HostRunner:
             raise LacksInstructions(_missing_features(self._manifest))
         if status != 0:
             raise CortadoError(f"{self._manifest.name}_init gave {status}: the library refuses its own weights")
+        if self._level is not None:
+            ctypes.c_int32.from_address(_base(arena) + LEVEL_AT).value = self._level
         return arena
 
     def _thread_pool(self) -> ThreadPool:
@@ -160,6 +182,11 @@ def _place(info: TensorInfo) -> np.ndarray | None:
     """Memory for a small tensor."""
     array = _new_output(info)
     return array if array.nbytes <= SMALL else None
+
+
+def _base(arena: np.ndarray) -> int:
+    """The address of the arena's header."""
+    return -(-int(arena.ctypes.data) // ALIGNMENT) * ALIGNMENT
 
 
 def _aligned(data: bytes) -> np.ndarray:

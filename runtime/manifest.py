@@ -13,7 +13,7 @@ from cortado.errors import FormatError
 from cortado.runtime.names import blob_identifiers
 
 FILE_NAME = "manifest.json"
-SCHEMA = 2  # goes up whenever a field of any record below, or of TensorInfo, comes, goes or changes its meaning
+SCHEMA = 3  # goes up whenever a field of any record below, or of TensorInfo, comes, goes or changes its meaning
 PLAIN = ("name", "model_hash", "versions", "source", "options", "preprocess", "quantization", "weights")
 
 
@@ -41,6 +41,24 @@ class StepInfo:
     count: str = ""
     rows: int = 0
     groups: int = 0
+
+
+@dataclass(frozen=True)
+class LevelInfo:
+    """Code for one level of the processor family, which NAME_init chooses among. name: of the level as a target. prefix: of its symbols.
+
+    serves: names of the levels that it is for: those whose kernels would be the same. code: bytes of its functions and their constants.
+    weights: bytes that it reads; those of levels overlap. arena: bytes that it needs.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    serves: tuple[str, ...]
+    prefix: str
+    code: int
+    weights: int
+    arena: int
+    steps: tuple[StepInfo, ...]
 
 
 @dataclass(frozen=True)
@@ -73,7 +91,7 @@ class Manifest:
 
     source: what was compiled: "name", and "sha256" of the graph as loaded. options: as `compile` took them. preprocess: fields of the
     record, if one was given. quantization: for dtype int8, the calibration record's hash, what was chosen, and range, scale and error of
-    every tensor. weights: "linked" or "separate".
+    every tensor. weights: "linked" or "separate". levels: where the code is for several, the least demanding first; `steps` are the last's.
     """
 
     name: str
@@ -90,6 +108,7 @@ class Manifest:
     sizes: Sizes
     steps: tuple[StepInfo, ...]
     files: Mapping[str, FileInfo]
+    levels: tuple[LevelInfo, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what the file holds, but for its checksum."""
@@ -101,6 +120,7 @@ class Manifest:
         plain["target"] = asdict(self.target)
         plain["sizes"] = asdict(self.sizes)
         plain["steps"] = [asdict(step) for step in self.steps]
+        plain["levels"] = [asdict(level) for level in self.levels]
         plain["files"] = {name: asdict(info) for name, info in sorted(self.files.items())}
         return plain
 
@@ -163,7 +183,13 @@ def _from_dict(plain: Mapping[str, Any]) -> Manifest:
         sizes=Sizes(**plain["sizes"]),
         steps=tuple(_step_from(step) for step in plain["steps"]),
         files={name: FileInfo(**info) for name, info in plain["files"].items()},
+        levels=tuple(_level_from(level) for level in plain["levels"]),
     )
+
+
+def _level_from(row: Mapping[str, Any]) -> LevelInfo:
+    steps = tuple(_step_from(step) for step in row["steps"])
+    return LevelInfo(**{**row, "features": tuple(row["features"]), "serves": tuple(row["serves"]), "steps": steps})
 
 
 def _step_from(row: Mapping[str, Any]) -> StepInfo:

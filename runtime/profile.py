@@ -41,8 +41,12 @@ class StepTimes:
 
 @dataclass(frozen=True)
 class Library:
-    """A loaded library, ready to run. address: of a symbol without the model's prefix. places: addresses of base, weights, in0, out0 ..."""
+    """A loaded library, ready to run. prefix: of the symbols of the code that runs. address: of a symbol.
 
+    places: addresses of base, weights, in0, out0 ...
+    """
+
+    prefix: str
     address: Callable[[str], int]
     places: Mapping[str, int]
     arena: int
@@ -88,7 +92,8 @@ def _module(library: Library, steps: Sequence[StepInfo], parallel_for: int, job:
     for number, step in enumerate(steps):
         counted, tasks = _tasks(library, step, number)
         pointers = ", ".join(f"ptr {_pointer(_place(library, place))}" for place in step.args)
-        driver = f"call void {_pointer(library.address(step.kernel))}({pointers}{', ' if pointers else ''}"
+        address = library.address(f"{library.prefix}_{step.kernel}")
+        driver = f"call void {_pointer(address)}({pointers}{', ' if pointers else ''}"
         if parallel_for and step.parts > 1:
             own = limited_part_lines(tasks, step.parts, "i64") if step.count else part_lines(step.tasks, step.parts, "i64")
             functions.append(
@@ -102,7 +107,7 @@ def _module(library: Library, steps: Sequence[StepInfo], parallel_for: int, job:
         body.append(guarded(call, number, guards))
         body.append(_clock(number + 1))
     given = [library.arena, library.ins, library.outs] + ([parallel_for, job] if parallel_for else [])
-    entry = library.address("run_threads" if parallel_for else "run")
+    entry = library.address(f"{library.prefix}_run{'_threads' if parallel_for else ''}")
     call = f"  %status = call i32 {_pointer(entry)}({', '.join(f'ptr {_pointer(address)}' for address in given)})\n"
     functions.append(f"define void @stepwise(ptr %clocks) nounwind {{\n{''.join(body)}  ret void\n}}\n")
     functions.append(f"define void @whole(ptr %clocks) nounwind {{\n{_clock(0)}{call}{_clock(1)}  ret void\n}}\n")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cortado.backends.dispatch import Variant
 from cortado.compiler.program import Program
 from cortado.compiler.target import Target
 
@@ -36,6 +37,18 @@ def stack_bytes(program: Program, frames: Mapping[str, int], target: Target, pre
     run = frame(f"{prefix}_run", 3) + drivers
     run_threads = frame(f"{prefix}_run_threads", 5) + tasks + drivers
     return max(frame(f"{prefix}_init", 2) + _UNREPORTED + pointer, run, run_threads)
+
+
+def dispatched_stack_bytes(variants: Sequence[Variant], frames: Mapping[str, int], target: Target, prefix: str) -> int:
+    """As stack_bytes, for functions that jump to one of several levels' after NAME_init has asked the processor."""
+    pointer = target.pointer_bits // 8
+
+    def frame(*endings: str) -> int:
+        return max(frames.get(f"{prefix}_{ending}", 0) for ending in endings) + 6 * pointer + 16
+
+    asked = frame(*(f"has{number}" for number in range(1, len(variants)))) + _UNREPORTED + pointer
+    below = max(stack_bytes(variant.program, frames, variant.target, variant.prefix) for variant in variants)
+    return max(frame("init") + frame("level") + asked, frame("run", "run_threads") + below)
 
 
 def _called(body: Iterable[Any]) -> Iterable[Any]:

@@ -27,7 +27,7 @@ from cortado.errors import FormatError
 from cortado.runtime.archive import Member, read_archive, write_archive
 from cortado.runtime.bundle import Bundle, read_bundle, write_bundle
 from cortado.runtime.elf import WRITE, read_object
-from cortado.runtime.manifest import SCHEMA, FileInfo, Manifest, Sizes, StepInfo, TargetInfo, read_manifest
+from cortado.runtime.manifest import SCHEMA, FileInfo, LevelInfo, Manifest, Sizes, StepInfo, TargetInfo, read_manifest
 from cortado.runtime.names import blob_identifiers, model_identifier
 
 TARGETS = ("x86-64-v3", "cortex-m4", "aarch64", "aarch64@macos", "x86-64@windows")
@@ -299,12 +299,13 @@ def test_bundles_of_another_version_say_what_to_do() -> None:
 
 def test_the_schema_goes_up_with_every_field() -> None:
     """Fields of all records of the manifest; where they change, SCHEMA must, and the new ones belong here."""
-    records = (Manifest, StepInfo, Sizes, TargetInfo, FileInfo, TensorInfo)
+    records = (Manifest, LevelInfo, StepInfo, Sizes, TargetInfo, FileInfo, TensorInfo)
     found = {record.__name__: " ".join(field.name for field in fields(record)) for record in records}
     assert (SCHEMA, found) == (
-        2,
+        3,
         {
-            "Manifest": "name model_hash versions source options preprocess quantization target weights inputs outputs sizes steps files",
+            "Manifest": "name model_hash versions source options preprocess quantization target weights inputs outputs sizes steps files levels",
+            "LevelInfo": "name features serves prefix code weights arena steps",
             "StepInfo": "name op origin kernel macs tasks parts shape args guards count rows groups",
             "Sizes": "code weights arena stack",
             "TargetInfo": "name triple cpu features",

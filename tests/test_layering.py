@@ -36,7 +36,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "cortado.runtime": ("numpy", "llvmlite", "cortado.backends", *(f"cortado.compiler.{name}" for name in COMPILER_OF_RUNTIME)),
     "cortado.errors": (),
-    "cortado": ("numpy", "PIL", "click", "rich", "cortado"),
+    "cortado": ("numpy", "PIL", "click", "rich", "platformdirs", "cortado"),
 }
 # Imported only inside the functions that need them, so that `import cortado` and the command line start at once.
 HEAVY = ("llvmlite", "numba", "PIL", "rich", "onnxruntime", "sklearn")

@@ -31,7 +31,7 @@ def find_target(name: str) -> Target:
     family = next((family for family, names in known.items() if cpu in names), None)
     if family is None:
         raise TargetError(f"unknown target {name!r}{_near(cpu, target_names())}; `cortado targets` lists all")
-    allowed = {"x86": tuple(x86.ADDITIONS), "aarch64": tuple(aarch64.ADDITIONS), "arm": arm32.additions(cpu)}[family]
+    allowed = {"x86": x86.additions(cpu), "aarch64": tuple(aarch64.ADDITIONS), "arm": arm32.additions(cpu)}[family]
     for feature in added:
         if feature not in allowed:
             what = f"{cpu} takes {', '.join(allowed)}" if allowed else f"{cpu} takes none"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from cortado.backends.targets.dots import x86_dots
 from cortado.backends.targets.rows import PREFETCH, float_rows, half_rows
@@ -12,6 +13,7 @@ from cortado.compiler.target import Memory, Target
 _V2 = ("cx16", "popcnt", "sahf", "sse3", "sse4.1", "sse4.2", "ssse3")
 _V3 = (*_V2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave")
 _V4 = (*_V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
+MULTI = "x86-64-multi"
 LEVELS: Mapping[str, tuple[str, ...]] = {"x86-64": (), "x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
 
 _VNNI = (*_V4, "avx512vnni")
@@ -29,15 +31,30 @@ ADDITIONS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+# What a bundle for MULTI carries code for, the least demanding first: levels with what is added to them.
+CARRIED: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("x86-64", ()), ("x86-64-v3", ()), ("x86-64-v3", ("avxvnni",)), ("x86-64-v4", ()), ("x86-64-v4", ("avx512vnni", "avx512bf16")),
+)  # fmt: skip
+
+
 def names() -> tuple[str, ...]:
-    return (*LEVELS, *CPUS)
+    return (*LEVELS, MULTI, *CPUS)
+
+
+def additions(cpu: str) -> tuple[str, ...]:
+    """What may follow a cpu or level, each with a "+"."""
+    return () if cpu == MULTI else tuple(ADDITIONS)
 
 
 def make(name: str, cpu: str, additions: Iterable[str], system: str, memories: tuple[Memory, ...] = ()) -> Target:
-    """cpu: a key of LEVELS or CPUS. additions: keys of ADDITIONS.
+    """cpu: a key of LEVELS or CPUS, or MULTI. additions: keys of ADDITIONS.
 
     LLVM is told the level and the features only: a cpu's name would let it use instructions that NAME_init does not probe.
     """
+    if cpu == MULTI:
+        levels = ("+".join((level, *added)) for level, added in CARRIED)
+        made = (make(name, *carried, system) for name, carried in zip(levels, CARRIED, strict=True))
+        return replace(make(name, "x86-64", (), system), levels=tuple(made))
     features = set({**LEVELS, **CPUS}[cpu])
     for addition in additions:
         features |= {addition, *ADDITIONS[addition]}
