@@ -18,6 +18,7 @@ _BINARY = {
     "udiv": "udiv", "sdiv": "sdiv", "urem": "urem", "srem": "srem", "and": "and", "or": "or", "xor": "xor",
     "shl": "shl", "lshr": "lshr", "ashr": "ashr",
 }  # fmt: skip
+_FIXED = frozenset({"fptosi", "fptoui", "sitofp", "uitofp"})
 _FLOAT_PREDICATE = {"eq": "oeq", "ne": "une", "lt": "olt", "le": "ole", "gt": "ogt", "ge": "oge"}
 _INT_PREDICATE = {"lt": "slt", "le": "sle", "gt": "sgt", "ge": "sge"}
 
@@ -189,8 +190,19 @@ class Function:
         how, source, to = inst.attr, self.type(a.type), self.type(inst.type)
         if source == to:
             self.names[inst] = self.value(a)
+        elif inst.type.lanes > 1 and "+mve.fp" in self.target.features and how in _FIXED:
+            # LLVM aborts where it makes one fixed-point conversion of this and a multiplication by a power of two; a fence keeps them apart
+            value = self._fenced(a.type, self.value(a))
+            self.names[inst] = self._fenced(inst.type, self.assign(f"{how} {source} {value} to {to}"))
         else:
             self.define(inst, f"{how} {source} {self.value(a)} to {to}")
+
+    def _fenced(self, type_: Type, value: str) -> str:
+        """The value where it is float32; LLVM sees nothing of how it came about."""
+        kind = self.type(type_)
+        return (
+            value if type_.scalar != "f32" else self.intrinsic(f"llvm.arithmetic.fence.{_suffix(type_)}", kind, [(kind, value)])
+        )
 
     def _broadcast(self, inst: Inst) -> None:
         kind, lanes = self.type(inst.type), inst.type.lanes

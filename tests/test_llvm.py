@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from native import native, runnable_targets
 
+from cortado.backends.codegen import assembly, compile_modules
 from cortado.backends.llvm import emit_module, ir_constant
 from cortado.backends.targets import find_target
 from cortado.compiler.builder import KernelBuilder, Val
@@ -244,6 +245,24 @@ def test_what_cannot_be_emitted_names_target_and_kernel() -> None:
     k.store(p, k.virtual("fma", x, x, x))
     with pytest.raises(TargetError, match=r"target x86-64, kernel fused_\w+: no row for fma\(f32, f32, f32\)"):
         emit_module([k.finish()], poor, "m")
+
+
+@pytest.mark.parametrize("how", ["sitofp", "uitofp"])
+@pytest.mark.parametrize("scalar", ["i8", "i16", "i32"])
+def test_fixed_point_on_mve_is_no_end_of_the_code_generator(scalar: str, how: str) -> None:
+    """LLVM aborts on several vectors of whole numbers times a power of two, unless the two are kept apart."""
+    target = find_target("cortex-m55")
+    k = KernelBuilder("fixed", target)
+    p, out = k.param("p"), k.param("out")
+    for row, lanes in enumerate((4, 8, 16)):
+        whole = k.load(p, Type(scalar, lanes), 16 * row)
+        value = k.convert(whole, F32.with_lanes(lanes), how) * 2.0**-7
+        k.store(out, value / 64.0, 32 * row)
+        k.store(out, k.convert(value * 2.0**9, I32.with_lanes(lanes), "fptosi"), 32 * row + 16)
+    module = emit_module([k.finish()], target, "test")
+    compile_modules([("test", module)], target)
+    text = assembly(module, target)
+    assert "vcvt.f32" in text and "vmul.f32" in text
 
 
 def test_callees_outside_the_module_are_declared() -> None:
