@@ -36,7 +36,7 @@ class Core:
     lanes: of a vector. registers: that tiles may fill. rows: most pixels of a tile (each takes a general register).
     by_lane: A is loaded as vectors of k, whose lanes the multiply-add takes. fused: multiply-add is one instruction.
     in_order: costs add up instead of overlapping. prefetch: there is such an instruction. element: bytes of the scalar.
-    first_level, second_level: bytes of the caches.
+    first_level, second_level, third_level: bytes of the caches.
     """
 
     lanes: int
@@ -49,6 +49,7 @@ class Core:
     prefetch: bool
     first_level: int
     second_level: int
+    third_level: int
 
     @property
     def panel_room(self) -> int:
@@ -103,6 +104,7 @@ def core_of(target: Target, scalar: str) -> Core:
         prefetch=target.has("prefetch", PTR),
         first_level=target.cache("l1", 32 << 10),
         second_level=target.cache("l2", 256 << 10),
+        third_level=target.cache("l3", 8 << 20),
     )
 
 

@@ -28,7 +28,7 @@ from cortado.compiler.types import TensorType
 
 LINE = 16  # float32 of a cache line: rows of products are kept from falling on the same cache sets
 TRANSFORM_INPUT, TRANSFORM_OUTPUT = 2.6, 2.2  # cycles per product and vector of channels, loads and stores included
-STREAM = 10.0  # bytes a cycle that weights outside of the second cache level arrive with
+STREAM, FAR_STREAM = 10.0, 5.0  # bytes a cycle that weights arrive with from beyond the second cache level, and from main memory
 GAIN = 0.88  # of the direct way's cycles, at most: below that the larger weights do not pay
 LEAST = 16_384  # cycles, some 5 us, that it must be faster by: what is small already is not made larger for less
 
@@ -113,7 +113,10 @@ def _product_cycles(core: Core, pixels: int, depth: int, outputs: int, products:
     weights = products * depth * outputs * core.element
     fill = pixels / (math.ceil(pixels / 6) * 6)
     compute = products * pixels * depth * outputs / core.lanes / 2 / (0.9 * fill)
-    return max(compute, weights / STREAM if weights > core.second_level // 2 else 0.0)
+    if weights <= core.second_level // 2:
+        return compute
+    # Of a network's weights the last cache level keeps little from one run to the next where a single layer's take much of it.
+    return max(compute, weights / (FAR_STREAM if weights > core.third_level // 4 else STREAM))
 
 
 def product_problem(tiling: Tiling, outputs: int, channels: int) -> tuple[Geometry, tuple[GroupAxis, ...], int]:
