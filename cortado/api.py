@@ -152,10 +152,13 @@ def calibrate(
     """
     from cortado.compiler.pipeline import calibrate_graph
     from cortado.compiler.quantize.config import QuantizeConfig
+    from cortado.compiler.quantize.record import CalibrationRecord
     from cortado.execute import host_executors
 
     if not isinstance(graph, Graph):
         raise OptionError(f"calibrate takes a graph, as cortado.load gives it, not {type(graph).__name__}")
+    if before is not None and not isinstance(before, CalibrationRecord):
+        raise OptionError(f"before takes a record, as calibrate gives it, not {type(before).__name__}")
     return calibrate_graph(graph, samples, host_executors(), QuantizeConfig(method), before, progress)
 
 

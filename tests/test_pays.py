@@ -62,7 +62,7 @@ def test_estimates_grow_with_the_work() -> None:
 def random_costs(plan: Plan, seed: int) -> Costs:
     rng = np.random.default_rng(seed)
     nodes = [n for n in plan.graph.nodes() if n in plan.quantized]
-    each = [{k: float(rng.integers(1, 40)) for k in keys} for keys in (nodes, nodes, plan.of, plan.of)]
+    each = [{k: float(rng.integers(1, 40) * 1e5) for k in keys} for keys in (nodes, nodes, plan.of, plan.of)]
     return Costs(*each)
 
 
@@ -85,12 +85,15 @@ def test_the_cut_is_the_best_of_all_choices(seed: int) -> None:
 
 def test_cheap_int8_takes_everything_and_dear_int8_nothing() -> None:
     plan = make_plan(network())
-    zero, ten = dict.fromkeys(plan.of, 0.0), dict.fromkeys([n for n in plan.graph.nodes() if n in plan.quantized], 10.0)
-    assert not staying_float(plan, Costs(ten, dict.fromkeys(ten, 1.0), zero, zero))
-    assert staying_float(plan, Costs(dict.fromkeys(ten, 1.0), ten, zero, zero)) == plan.quantized
+    zero, ten = dict.fromkeys(plan.of, 0.0), dict.fromkeys([n for n in plan.graph.nodes() if n in plan.quantized], 1e6)
+    assert not staying_float(plan, Costs(ten, dict.fromkeys(ten, 1e5), zero, zero))
+    assert staying_float(plan, Costs(dict.fromkeys(ten, 1e5), ten, zero, zero)) == plan.quantized
     assert not staying_float(
-        plan, Costs(ten, dict.fromkeys(ten, 10.5), zero, zero)
+        plan, Costs(ten, dict.fromkeys(ten, 1.05e6), zero, zero)
     )  # the smaller form wins where times are alike
+    assert not staying_float(
+        plan, Costs(dict.fromkeys(ten, 1.0), dict.fromkeys(ten, 10.0), zero, zero)
+    )  # and where there is little time
 
 
 @pytest.mark.parametrize("names", [["a0"], ["s1", "r1"], ["b1"], ["a0", "r0", "a1", "r1", "b1", "s1", "a2"]])

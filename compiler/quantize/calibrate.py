@@ -120,7 +120,8 @@ def warn_of(record: CalibrationRecord) -> None:
     dull = [name for name, s in record.tensors.items() if s.low == s.high]
     if dull:
         listed = ", ".join(dull[:5]) + (" ..." if len(dull) > 5 else "")
-        message = f"{len(dull)} tensors had one value only over all calibration samples: {listed}; are the samples real inputs?"
+        tensors = "1 tensor" if len(dull) == 1 else f"{len(dull)} tensors"
+        message = f"{tensors} had one value only over all calibration samples: {listed}; are the samples real inputs?"
         warnings.warn(message, CalibrationWarning, stacklevel=3)
 
 

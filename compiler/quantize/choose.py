@@ -75,9 +75,16 @@ class Comparison:
             for name, got in self.executor.run({**feeds, **extra}).items():
                 exact = wanted[name].reshape(-1)
                 difference = got.reshape(-1) - exact
-                noise[name] = noise.get(name, 0.0) + float(np.dot(difference, difference))
-                signal[name] = signal.get(name, 0.0) + float(np.dot(exact, exact))
+                noise[name] = noise.get(name, 0.0) + energy(difference)
+                signal[name] = signal.get(name, 0.0) + energy(exact)
         return {name: noise[name] / signal[name] if signal[name] else float(noise[name] > 0) for name in noise}
+
+
+def energy(values: np.ndarray) -> float:
+    """The sum of squares of float32[n]."""
+    with np.errstate(over="ignore"):
+        found = float(np.dot(values, values))
+    return found if np.isfinite(found) else float(np.dot(values.astype(np.float64), values.astype(np.float64)))
 
 
 def output_error(errors: Mapping[str, float]) -> float:

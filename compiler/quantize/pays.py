@@ -27,6 +27,7 @@ WHOLE_GAIN = (
 )
 VIEWS = ("reshape", "slice", "concat")  # usually no work
 QUANT = Quant((1.0,), (0,))
+LEAST_TIME = 200_000.0  # cycles of a network in int8 (some 50 microseconds) below which there is nothing to gain
 INFINITE = 1e30
 NODE_ONLY = ("quant", "table", "lo", "hi")  # attributes that change no time
 
@@ -95,7 +96,8 @@ def staying_float(plan: Plan, costs: Costs) -> frozenset[Node]:
         network.add((value, "into"), producer, costs.into[value] * GAIN)
     integer = network.source_side("int8", "float")
     floats = frozenset(node for node in costs.floats if node not in integer)
-    return floats if total(plan, costs, floats) <= WHOLE_GAIN * total(plan, costs, frozenset()) else frozenset()
+    whole = total(plan, costs, frozenset())
+    return floats if whole >= LEAST_TIME and total(plan, costs, floats) <= WHOLE_GAIN * whole else frozenset()
 
 
 def _ends(plan: Plan, value: Value, readers: Sequence[Node], output: bool) -> tuple[Node | str, list[Node | str]]:
