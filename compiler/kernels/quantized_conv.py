@@ -79,13 +79,13 @@ def _contraction(
     family: str, node: Node, staged: Staged, dot: Dot, w: np.ndarray, geometry: Geometry, groups: tuple[GroupAxis, ...],
     outputs: int, target: Target,
 ) -> list[KernelCall]:  # fmt: skip
+    dot = replace(dot, flip=staged.flip)
     core = dot_core(target, dot)
     panels = choose_panels(core, outputs, geometry.width.outputs, geometry.depth_of_sum)
     count = math.prod(axis.count for axis in groups)
     partition = choose_partition(core, geometry, panels, count, False)
     epilogue = requantization(node)
     layer = Contraction("i32", geometry, groups, panels, partition, epilogue)
-    dot = replace(dot, flip=staged.flip)
     kernel = contraction_driver(f"{family}_{dot.name}", layer, core, target, dot.tile_kernel)
     types = [value.type for value in node.inputs]
     rows = np.concatenate([folded_bias(node, w, dot)[None], multiplier_rows(output_scales(types, node.attrs), epilogue.rounding)])

@@ -35,10 +35,13 @@ def choose_dot(node: Node, w: np.ndarray, target: Target) -> Dot:
 
 
 def dot_core(target: Target, dot: Dot) -> Core:
-    """The cost model's core for 32-bit words. A product that is not added by the same instruction takes registers."""
+    """The cost model's core for 32-bit words. A product that is not added by the same instruction takes registers, as do the signs that
+    bytes are flipped with.
+    """
     core = core_of(target, "i32")
     fused = dot.name == "dot4" or any(feature in target.features for feature in ("+avx512vnni", "+avxvnni"))
-    return replace(core, registers=core.registers - (0 if fused or core.in_order else 2), fused=core.lanes > 1, by_lane=False)
+    taken = 0 if core.in_order else 2 * (not fused) + (dot.name == "dot4" and dot.flip)
+    return replace(core, registers=core.registers - taken, fused=core.lanes > 1, by_lane=False)
 
 
 def requantization(node: Node) -> Requantization:
