@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from lowered import Tensor, made_target, node_of, padded_strides, run_calls
+from quantized import make_q, quant, result, values, window
 
 import cortado
+from cortado.compiler.graph import Node
 from cortado.compiler.interpret import run_program
 from cortado.compiler.kernels.move import lower_copy
 from cortado.compiler.kernels.table import lowerings
@@ -95,29 +97,66 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any], tuple[int, ...]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=IDS)
-@pytest.mark.parametrize(("op", "arrays", "attrs", "fixed"), CASES, ids=[f"{i}-{case[0]}" for i, case in enumerate(CASES)])
-def test_tasks_up_to_the_limit_make_the_rows(
-    op: str, arrays: list[np.ndarray], attrs: dict[str, Any], fixed: Sequence[int], target: Any
-) -> None:
-    node = node_of(op, arrays, attrs, fixed)
+def check_limit(node: Node, arrays: list[np.ndarray], target: Any) -> int:
+    """Calls with as many tasks as some rows need make these rows; how many calls were shorter than the whole."""
     wanted = evaluate(node, arrays)
     rows = len(wanted[0])
     limited = 0
     for count in (0, rows // 2):
-        ins = [Tensor(a, a.dtype.name, padded_strides(a.shape, 3), 3) for a in arrays]
-        outs = [Tensor(np.full_like(w, 77), w.dtype.name, padded_strides(w.shape, 3), 3) for w in wanted]
+        ins = [Tensor(a, a.dtype.name, padded_strides(a.shape, 4), 4) for a in arrays]
+        outs = [Tensor(np.full_like(w, 77), w.dtype.name, padded_strides(w.shape, 4), 4) for w in wanted]
         operands = [tensor.operand for tensor in ins], [tensor.operand for tensor in outs]
         calls = []
-        for call in lowerings("speed")[op](node, *operands, target):
+        for call in lowerings("speed")[node.op](node, *operands, target):
             tasks = Limit(Argument(0), rows, call.groups).tasks(count, call.tasks) if call.groups else call.tasks
             limited += tasks < call.tasks
             calls.append(replace(call, tasks=tasks))
         run_calls(calls, ins, outs, target, "interpret", 2)
         for got, want in zip(outs, wanted, strict=True):
             np.testing.assert_allclose(got.view[:count], want[:count], rtol=1e-3, atol=1e-3, err_msg=f"{count} of {rows} rows")
+    return limited
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=IDS)
+@pytest.mark.parametrize(("op", "arrays", "attrs", "fixed"), CASES, ids=[f"{i}-{case[0]}" for i, case in enumerate(CASES)])
+def test_tasks_up_to_the_limit_make_the_rows(
+    op: str, arrays: list[np.ndarray], attrs: dict[str, Any], fixed: Sequence[int], target: Any
+) -> None:
+    limited = check_limit(node_of(op, arrays, attrs, fixed), arrays, target)
     without = ("transpose", "relu", *(["batch_matmul"] if attrs.get("transpose_a") else []))
     assert limited or op in without, "no call has an order"
+
+
+Q = quant(0.05, 3)
+
+
+def quantized_cases() -> list[Any]:
+    def filters(*shape: int) -> list[tuple[np.ndarray, Any]]:
+        weights = values(RNG, shape, "int8"), quant(0.02, 0)
+        return [weights, (RNG.integers(-500, 500, shape[0]).astype(np.int32), None)]
+
+    image, rows = (values(RNG, (9, 5, 4, 8), "uint8"), Q), (values(RNG, (40, 12), "uint8"), Q)
+    out = result(0.4, 100, "uint8")
+    table = RNG.integers(0, 256, 256).astype(np.uint8)
+    pool = {"kernel": (5, 4), **window(2), "count_include_pad": True}
+    return [
+        ("q_conv", [image, *filters(12, 3, 3, 8)], {**window(2, pads=1), "group": 1, **out}, (1, 2)),
+        ("q_conv", [image, *filters(8, 3, 3, 4)], {**window(2, pads=1), "group": 2, **out}, (1, 2)),
+        ("q_conv", [image, *filters(8, 3, 3, 1)], {**window(2, pads=1), "group": 8, **out}, (1, 2)),
+        ("q_fc", [rows, *filters(20, 12)], out, (1, 2)),
+        ("q_table", [rows], {"table": table, "quant": Q, "dtype": "uint8"}, ()),
+        ("q_mean", [image], {"axes": (1, 2), "keepdims": False, **out}, ()),
+        ("q_average_pool", [image], {**pool, **out}, ()),
+        ("q_add", [rows, (values(RNG, (40, 12), "uint8"), Q)], out, ()),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [0, 128, 256])
+@pytest.mark.parametrize("number", range(8))
+def test_quantized_kernels_stop_as_well(number: int, bits: int) -> None:
+    op, inputs, attrs, constants = quantized_cases()[number]
+    node = make_q(op, inputs, attrs, constants)
+    check_limit(node, [array for array, _ in inputs], made_target(bits))
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=IDS)

@@ -130,4 +130,5 @@ def lower_q_mean(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], ta
         vector_row(k, space.shape[-1], lanes, 4, body)
 
     task_loop(k, begin, end, outer[:lead], lambda head: nest(k, outer[lead:], lambda tail: row([*head, *tail])))
-    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), prod(outer[:lead]))]
+    tasks = prod(outer[:lead])
+    return [KernelCall(k.finish(), (Ref("input", 0), Ref("output", 0)), tasks, tasks)]

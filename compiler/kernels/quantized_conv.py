@@ -94,4 +94,6 @@ def _contraction(
     head = rows.T.reshape(packed_groups, outputs, -1)
     weights = Ref("weights", array=pack_panels(np.concatenate([head, words], axis=2), None, panels))
     residual = [Ref("input", 3)] if epilogue.residual else []
-    return [*staged.calls, KernelCall(kernel, (staged.ref, weights, *residual, Ref("output", 0)), partition.tasks)]
+    in_order = family == "q_conv" or not groups  # rows of the output are rows of the geometry, not groups
+    refs = (staged.ref, weights, *residual, Ref("output", 0))
+    return [*staged.calls, KernelCall(kernel, refs, partition.tasks, partition.blocks if in_order else 0)]

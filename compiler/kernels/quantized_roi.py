@@ -39,7 +39,8 @@ def lower_q_roi_align(node: Node, ins: Sequence[Operand], outs: Sequence[Operand
         k.loop(0, out.shape[2], 1, lambda i: samples.mean(features, line, i, k.offset(into, i * out.strides[2], "i8")))
 
     task_loop(k, begin, end, out.shape[:2], lambda at: row(*at))
-    return [KernelCall(k.finish(), (Ref("input", 0), Ref("input", 1), Ref("output", 0)), out.shape[0] * out.shape[1])]
+    tasks = out.shape[0] * out.shape[1]
+    return [KernelCall(k.finish(), (Ref("input", 0), Ref("input", 1), Ref("output", 0)), tasks, tasks)]
 
 
 class _QuantizedSamples(Samples):

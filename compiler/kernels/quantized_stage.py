@@ -51,7 +51,7 @@ def stage(x: Operand, zero: int, groups: int, dot: Dot, begin: Sequence[int], en
     scratch = Ref("scratch", nbytes=prod(shape) * 4)
     kernel, tasks = _Stager(x, zero, signed, groups, inside, words * unit, dot, around, outer, target).record()
     operand = Operand(TensorType(shape, "int32"), contiguous_strides(shape))
-    return Staged([KernelCall(kernel, (Ref("input", 0), scratch), tasks)], scratch, operand, words, False, padding)
+    return Staged([KernelCall(kernel, (Ref("input", 0), scratch), tasks, tasks)], scratch, operand, words, False, padding)
 
 
 class _Stager:

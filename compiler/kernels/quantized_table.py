@@ -48,7 +48,7 @@ def lower_q_table(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], t
 
     tasks = rows(k, begin, end, space.shape, UNROLL, row)
     refs = (Ref("input", 0), Ref("weights", array=np.asarray(node.attrs["table"])), Ref("output", 0))
-    return [KernelCall(k.finish(), refs, tasks)]
+    return [KernelCall(k.finish(), refs, tasks, tasks)]
 
 
 def lower_q_softmax(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
@@ -88,4 +88,5 @@ def lower_q_softmax(node: Node, ins: Sequence[Operand], outs: Sequence[Operand],
 
     task_loop(k, begin, end, space.shape[:lead], lambda head: nest(k, space.shape[lead:], lambda tail: one([*head, *tail])))
     refs = (Ref("input", 0), Ref("weights", array=table), Ref("output", 0))
-    return [KernelCall(k.finish(), refs, prod(space.shape[:lead]))]
+    tasks = prod(space.shape[:lead])
+    return [KernelCall(k.finish(), refs, tasks, tasks if prod(x.shape[:axis]) > 1 else 0)]
