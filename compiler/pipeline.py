@@ -16,7 +16,7 @@ from cortado.compiler.optimize import optimize
 from cortado.compiler.options import CompileOptions
 from cortado.compiler.program import Program
 from cortado.compiler.quantize import quantize
-from cortado.compiler.quantize.boundary import integer_boundary
+from cortado.compiler.quantize.boundary import INTEGERS, integer_boundary, is_quantized
 from cortado.compiler.quantize.calibrate import Feeds, MakeExecutor, Progress
 from cortado.compiler.quantize.config import QuantizeConfig
 from cortado.compiler.quantize.record import CalibrationRecord
@@ -46,10 +46,11 @@ def compile_program(
         raise OptionError(
             f"dtype {options.dtype!r}: this version compiles float32 and int8; leave dtype out to keep the file's types"
         )
-    if options.io_dtype not in (None, "float32", "int8"):
-        raise OptionError(f"io_dtype {options.io_dtype!r} is not one of float32, int8")
-    if options.io_dtype == "int8" and options.dtype != "int8":
-        raise OptionError("io_dtype int8 needs a quantized model: give dtype int8 and calibration samples")
+    integers = options.io_dtype in INTEGERS
+    if options.io_dtype not in (None, "float32", *INTEGERS):
+        raise OptionError(f"io_dtype {options.io_dtype!r} is not one of float32, {', '.join(INTEGERS)}")
+    if integers and options.dtype != "int8" and not is_quantized(graph):
+        raise OptionError(f"io_dtype {options.io_dtype} needs a quantized model: give dtype int8 and calibration samples")
     if options.dtype == "int8" and calibration is None:
         raise CalibrationError(
             "dtype int8 needs calibration samples: give calibration=, about 32 typical inputs, or a saved record"
@@ -57,12 +58,14 @@ def compile_program(
     graph = optimize(graph, step_limit=options.step_limit)
     summary = None
     if options.dtype == "int8" and calibration is not None:
-        all_int8 = options.io_dtype == "int8" or options.optimize_for != "speed"
+        all_int8 = integers or options.optimize_for != "speed"
         keep = quantize.NONE if options.keep_float == quantize.SLOWER and all_int8 else options.keep_float
         assigned = quantize.assign(graph, calibration, keep_float=keep, judge=judge)
         graph = quantize.integer_graph(assigned)
-        graph = integer_boundary(graph) if options.io_dtype == "int8" else graph
         summary = quantize.summary(assigned, calibration)
+        verify(graph)
+    if options.io_dtype is not None and integers:
+        graph = integer_boundary(graph, options.io_dtype)
         verify(graph)
     program = lower(graph, target, options.optimize_for, tuning)
     if options.strict:

@@ -70,7 +70,7 @@ def compile(
 
     target: `CPU-or-level[+feature...][@system]` or "host"; `cortado targets` lists them. dtype: None keeps the file's types;
     "int8" quantizes. calibration: for int8, about 32 typical samples, each {input name: array}, or a record (of `calibrate`, or the path
-    of a saved one). io_dtype: "int8" makes the boundary of a quantized model raw integers.
+    of a saved one). io_dtype: "int8" or "uint8" makes the boundary of a quantized model raw integers.
     preprocess: how pictures become the input; kept with the model. name: of the library; None takes the graph's.
     optimize_for: "speed", "size" or "memory". threads: the number that the plan is tuned for; any number runs.
     strict: fail if any node is computed in a slow generic way. separate_weights: a file beside the library instead of constants in it.

@@ -28,6 +28,7 @@ from cortado.compiler.reference import run_graph
 from cortado.compiler.verify import verify
 from cortado.errors import CalibrationError, OptionError
 from cortado.execute import ReferenceExecutor
+from cortado.proto.caffe2 import NetDef, operator, serialize_net
 
 Feeds = dict[str, np.ndarray]
 
@@ -225,26 +226,55 @@ def test_a_network_of_zeros_gives_zeros() -> None:
     assert not run_graph(made, samples(made, 1)[0])["out0"].any()
 
 
-def test_the_boundary_as_integers() -> None:
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_the_boundary_as_integers(dtype: str) -> None:
     net = Net()
     x = net.input(1, 3, 4, 4)
     a = net.conv(net.op("transpose", x, perm=(0, 2, 3, 1)), 8)
     graph = net.graph(a, net.op("softmax", net.conv(a, 4), axis=3))
     made, _ = quantized(graph)
-    whole = integer_boundary(made)
+    whole = integer_boundary(made, dtype)
     verify(whole)
-    assert [n.types[0].dtype for n in whole.inputs] == ["int8"] == [whole.outputs[0][1].type.dtype]
+    assert [n.types[0].dtype for n in whole.inputs] == [dtype] == [whole.outputs[0][1].type.dtype]
     quant = whole.inputs[0].types[0].quant
     assert quant is not None and whole.outputs[1][1].type.quant is not None
     [feeds] = samples(graph, 1)
-    raw = np.clip(np.rint(feeds["x0"] / np.float32(quant.scales[0])) + quant.zero_points[0], -128, 127).astype(np.int8)
+    limits = np.iinfo(dtype)
+    raw = np.clip(np.rint(feeds["x0"] / np.float32(quant.scales[0])) + quant.zero_points[0], limits.min, limits.max).astype(dtype)
     got, want = run_graph(whole, {"x0": raw}), run_graph(made, feeds)
     for name, value in whole.outputs:
-        assert value.type.quant is not None
+        assert value.type.quant is not None and value.type.dtype == dtype
         scale, zero = value.type.quant.scales[0], value.type.quant.zero_points[0]
         np.testing.assert_allclose((got[name].astype(np.float32) - zero) * scale, want[name], atol=0.51 * scale)
-    with pytest.raises(OptionError, match="output 'out0' is computed in float32 by tanh"):
-        integer_boundary(quantized(net.graph(net.op("tanh", a)))[0])
+    with pytest.raises(OptionError, match=f"io_dtype {dtype}: output 'out0' is computed in float32 by tanh"):
+        integer_boundary(quantized(net.graph(net.op("tanh", a)))[0], dtype)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_the_boundary_of_an_imported_int8_net(dtype: str) -> None:
+    """Its integers are uint8: at the boundary they can be either."""
+    scale = {"Y_scale": 0.05, "Y_zero_point": 100}
+    net = NetDef(
+        "net",
+        (
+            operator("Int8Quantize", ["x"], ["q"], **scale),
+            operator("Int8Relu", ["q"], ["r"], **scale),
+            operator("Int8Dequantize", ["r"], ["y"]),
+        ),
+        ("x",),
+        ("y",),
+    )
+    graph = cortado.load(serialize_net(net), inputs={"x": (2, 5)})
+    real = np.linspace(-6, 9, 10, dtype=np.float32).reshape(2, 5)
+    want = cortado.compile(graph).run({"x": real})["y"]
+    model = cortado.compile(graph, io_dtype=dtype)
+    into, out = model.inputs["x"], model.outputs["y"]
+    assert into.dtype == out.dtype == dtype and into.scale == out.scale == np.float32(0.05)
+    assert into.zero_point == out.zero_point == 100 - 128 * (dtype == "int8")
+    limits = np.iinfo(dtype)
+    raw = np.clip(np.rint(real / np.float32(0.05)) + into.zero_point, limits.min, limits.max).astype(dtype)
+    got = model.run({"x": raw})["y"]
+    np.testing.assert_allclose((got.astype(np.float32) - out.zero_point) * np.float32(out.scale), want, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -249,7 +249,7 @@ def compile_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="For int8: a node that stays float32 (repeat for more), none, or what int8 would make slower (the default).",
         ),
         click.option(
-            "--io-dtype", type=click.Choice(["float32", "int8"]), help="Inputs and outputs of an int8 model; else float32."
+            "--io-dtype", type=click.Choice(["float32", "int8", "uint8"]), help="Inputs and outputs of an int8 model; else float32."
         ),
         click.option(
             "--threads", type=click.IntRange(1), help="Threads to plan for, and to run with; a bundle runs with any number."
