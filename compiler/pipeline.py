@@ -14,12 +14,14 @@ from cortado.compiler.levels import share_weights
 from cortado.compiler.lower import lower
 from cortado.compiler.optimize import optimize
 from cortado.compiler.options import CompileOptions
+from cortado.compiler.passes.fuse_chains import fuse_chains
 from cortado.compiler.program import Program
 from cortado.compiler.quantize import quantize
 from cortado.compiler.quantize.boundary import INTEGERS, integer_boundary, is_quantized
 from cortado.compiler.quantize.calibrate import Feeds, MakeExecutor, Progress
 from cortado.compiler.quantize.config import QuantizeConfig
 from cortado.compiler.quantize.record import CalibrationRecord
+from cortado.compiler.rewrite import Rewrite, Steps
 from cortado.compiler.target import Target
 from cortado.compiler.tuning import Tuning
 from cortado.compiler.verify import verify
@@ -55,7 +57,8 @@ def compile_program(
         raise CalibrationError(
             "dtype int8 needs calibration samples: give calibration=, about 32 typical inputs, or a saved record"
         )
-    graph = optimize(graph, step_limit=options.step_limit)
+    done: list[Rewrite] = []
+    graph = optimize(graph, step_limit=options.step_limit, trace=done)
     summary = None
     if options.dtype == "int8" and calibration is not None:
         all_int8 = integers or options.optimize_for != "speed"
@@ -66,6 +69,9 @@ def compile_program(
         verify(graph)
     if options.io_dtype is not None and integers:
         graph = integer_boundary(graph, options.io_dtype)
+        verify(graph)
+    if options.optimize_for == "speed":
+        graph = fuse_chains(graph, target, options.threads, Steps(options.step_limit, done, len(done)))
         verify(graph)
     program = lower(graph, target, options.optimize_for, tuning)
     if options.strict:

@@ -11,9 +11,11 @@ from cortado.compiler.graph import Graph, Node
 from cortado.compiler.importers.caffe2 import plan_net
 from cortado.compiler.importers.caffe2_blobs import Step
 from cortado.compiler.lower import lower
+from cortado.compiler.ops.conv_chain import stage_attrs
 from cortado.compiler.optimize import optimize
+from cortado.compiler.passes.fuse_chains import fuse_chains
 from cortado.compiler.program import Program
-from cortado.compiler.rewrite import Rewrite
+from cortado.compiler.rewrite import Rewrite, Steps
 from cortado.compiler.target import Target
 from cortado.errors import UnsupportedError
 from cortado.proto.caffe2 import Operator
@@ -72,7 +74,7 @@ def fates_of(source: Any, outputs: Sequence[str] | None, load: Any, target: Targ
         lines = error.nodes or (str(error),)
         return Fates(tuple(_unread(step, needed, lines) for step in steps), tuple(lines), None, None, None)
     trace: list[Rewrite] = []
-    optimized = optimize(graph, trace=trace)
+    optimized = fuse_chains(optimize(graph, trace=trace), target, 1, Steps(trace=trace, count=len(trace)))
     obstacles: tuple[str, ...] = ()
     program: Program | None = None
     try:
@@ -86,9 +88,15 @@ def fates_of(source: Any, outputs: Sequence[str] | None, load: Any, target: Targ
 
 def composition(node: Node) -> str:
     """The operator and what is fused into it: "conv+bias+relu"."""
-    fused = [entry[1] if entry[0] == "activation" else entry[0] for entry in node.attrs.get("epilogue", ())]
+    if node.op == "conv_chain":
+        return f"{node.op}: {' '.join('+'.join(['conv', *_entries(own)]) for own in stage_attrs(node.attrs))}"
+    fused = _entries(node.attrs)
     inner = [instruction[0] for instruction in node.attrs.get("expr", ())]
     return "+".join([node.op, *fused]) + (f": {' '.join(inner)}" if inner else "")
+
+
+def _entries(attrs: Mapping[str, Any]) -> list[str]:
+    return [entry[1] if entry[0] == "activation" else entry[0] for entry in attrs.get("epilogue", ())]
 
 
 def _removed(op: Operator, why: str) -> Fate:

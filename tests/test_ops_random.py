@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 from operators import node
 
-from cortado.compiler.ops import OPS, boxes, nms, proposals, quantized, quantized_elementwise, quantized_roi, roi, rows
+from cortado.compiler.ops import (
+    OPS,
+    boxes,
+    conv_chain,
+    nms,
+    proposals,
+    quantized,
+    quantized_elementwise,
+    quantized_roi,
+    roi,
+    rows,
+)
 from cortado.compiler.reference import evaluate
 from cortado.compiler.types import TensorType
 from cortado.errors import InputError, ShapeError
@@ -58,9 +69,11 @@ ATTRIBUTES: dict[str, Draw] = {
     "expr": lambda rng, rank: (("add", (0, 0), ()), ("abs", (1,), ())),
     "out_h": lambda rng, rank: whole(rng, -1, 6), "out_w": lambda rng, rank: whole(rng, -1, 6),
 }  # fmt: skip
-# Inputs of these belong together in ways that random ones never do; test_detection and test_quantized_ops make them.
+# Inputs of these belong together in ways that random ones never do; test_detection, test_quantized_ops and test_kernels_conv_chain make them.
 STRUCTURED = frozenset(
-    op.name for family in (boxes, nms, proposals, roi, rows, quantized, quantized_elementwise, quantized_roi) for op in family.OPS
+    op.name
+    for family in (boxes, conv_chain, nms, proposals, roi, rows, quantized, quantized_elementwise, quantized_roi)
+    for op in family.OPS
 )
 RANKS = {
     "conv": (3, 6),

@@ -8,7 +8,7 @@ ahead.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -70,7 +70,8 @@ def lower_depthwise(
 class Layer:
     """One layer and how it is cut. vectors: of channels in a step of the block. pixels: most of a tile. row_parts: units of a row.
 
-    unit_block: units of a task.
+    unit_block: units of a task. ring: the input is one image without planes, of whose rows the last so many are there, each in the place
+    of its number modulo ring; 0 where all are.
     """
 
     scalar: str
@@ -83,6 +84,7 @@ class Layer:
     pixels: int
     row_parts: int
     unit_block: int
+    ring: int = 0
 
     @property
     def step(self) -> int:
@@ -200,6 +202,8 @@ class _Driver:
 
     def unit(self, unit: Val) -> None:
         row = find_row(self.k, self.layer.geometry, unit, self.layer.row_parts)
+        if self.layer.ring:
+            row = replace(row, a=row.a % self.ring)
         for number in range(len(self.row)):
             self.segment(row, number)
 
@@ -229,8 +233,15 @@ class _Driver:
         if self.residual is not None:
             values["residual"] = self.moved(self.residual, row.residual + start * width.residual_stride)
             values["residual_pixel"] = width.residual_stride
+        if layer.ring:
+            values |= {"wrap": self.ring - row.a, "ring": self.ring}
         spec = self.blocks[segment]
         k.call(self.kernels[spec], *(values[name] for name, _ in spec.parameters()))
+
+    @property
+    def ring(self) -> int:
+        """Elements of the ring."""
+        return self.layer.ring * self.layer.geometry.height.in_stride
 
     def moved(self, ptr: Val, index: Number) -> Val:
         """Elements of input, residual and output."""
@@ -242,5 +253,5 @@ def _block_of(segment: Segment, layer: Layer) -> BlockSpec:
     width = layer.geometry.width
     return BlockSpec(
         layer.scalar, layer.lanes, layer.vectors, layer.channels % layer.step, layer.multiplier, segment.pixels,
-        width.step, width.dilation, columns, layer.geometry.loops, layer.epilogue,
+        width.step, width.dilation, columns, layer.geometry.loops, layer.epilogue, layer.ring > 0,
     )  # fmt: skip

@@ -23,6 +23,7 @@ class BlockSpec:
     scalar: "f32" or "f64". lanes: of a vector. vectors: of channels at a time. tail: channels of the last step, 0 where there is none.
     multiplier: outputs per channel. pixels: of a tile. step, dilation: of the width axis.
     columns: for each kernel column the pixels [first, stop) that see it. loops: 0, 1 (kernel rows) or 2 (and planes).
+    ring: input rows lie in a ring, which may start over between kernel rows.
     """
 
     scalar: str
@@ -36,13 +37,14 @@ class BlockSpec:
     columns: tuple[tuple[int, int], ...]
     loops: int
     epilogue: EpilogueKind
+    ring: bool = False
 
     def parameters(self) -> list[tuple[str, Type]]:
         """Names and types of the kernel's parameters, in order; distances in elements.
 
         a: first column of the first pixel. w: that tap's weights of the first channels, w_step further those of the next ones.
         bias: of the first channels. residual, out: at the first pixel. count: tiles, one after another. steps: full steps of channels.
-        column: distance of input columns.
+        column: distance of input columns. wrap: distance to the end of the ring, whose size is ring.
         """
         names = [("a", PTR), ("w", PTR), ("w_step", INDEX)] + [("bias", PTR)] * self.epilogue.bias
         names += [("residual", PTR), ("residual_pixel", INDEX)] * self.epilogue.residual
@@ -51,7 +53,7 @@ class BlockSpec:
             names += [("kernel_rows", INDEX), ("a_row", INDEX), ("w_row", INDEX)]
         if self.loops >= 2:
             names += [("planes", INDEX), ("a_plane", INDEX), ("w_plane", INDEX)]
-        return names
+        return names + [("wrap", INDEX), ("ring", INDEX)] * self.ring
 
 
 def block_kernel(spec: BlockSpec, target: Target) -> Kernel:
@@ -132,7 +134,10 @@ class Block:
         k, p = self.k, self.p
 
         def once(i: Val, *carried: Val) -> list[Val]:
-            return self.columns(self.moved(a, i * p["a_row"]), self.moved_words(w, i * p["w_row"]), channels, list(carried))
+            at = i * p["a_row"]
+            if self.spec.ring:
+                at = k.select(at < p["wrap"], at, at - p["ring"])
+            return self.columns(self.moved(a, at), self.moved_words(w, i * p["w_row"]), channels, list(carried))
 
         return list(k.loop(0, p["kernel_rows"], 1, once, sums))
 

@@ -10,6 +10,7 @@ from cortado.compiler.kernels.boxes import lower_bbox_transform, lower_image_spl
 from cortado.compiler.kernels.choice import Choice, Direct, Winograd
 from cortado.compiler.kernels.compact import lower_distribute, lower_join_rows, lower_top_rows
 from cortado.compiler.kernels.conv import lower_conv
+from cortado.compiler.kernels.conv_chain import lower_conv_chain
 from cortado.compiler.kernels.conv_transpose import lower_conv_transpose
 from cortado.compiler.kernels.dense import lower_batch_matmul, lower_fc
 from cortado.compiler.kernels.keep import lower_keep_rows
@@ -86,6 +87,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     **dict.fromkeys(ELEMENTWISE, lower_elementwise),
     "pointwise": lower_pointwise,
     "conv": lower_conv,
+    "conv_chain": lower_conv_chain,
     "conv_transpose": lower_conv_transpose,
     "fc": lower_fc,
     "q_conv": lower_q_conv,

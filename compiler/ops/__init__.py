@@ -11,6 +11,7 @@ from cortado.compiler.ops import (
     boxes,
     branch,
     conv,
+    conv_chain,
     conv_transpose,
     elementwise,
     keep,
@@ -50,6 +51,7 @@ def merged(families: Iterable[Iterable[Op]]) -> Mapping[str, Op]:
 OPS: Mapping[str, Op] = merged(
     (
         conv.OPS,
+        conv_chain.OPS,
         conv_transpose.OPS,
         pool.OPS,
         quantized.OPS,

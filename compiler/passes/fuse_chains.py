@@ -1,0 +1,96 @@
+"""A depthwise convolution with the 1x1 convolutions around it becomes one operator, where its row blocks pay on the target.
+
+The only rewrite that knows the target. It comes after all others, and after quantization: integer convolutions stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cortado.compiler.graph import Graph, Node, Value
+from cortado.compiler.kernels.chain import chain_pays, parse_chain
+from cortado.compiler.kernels.depthwise import serves_depthwise
+from cortado.compiler.kernels.epilogue import parse_epilogue
+from cortado.compiler.kernels.tiling import core_of
+from cortado.compiler.lang import SCALAR_OF
+from cortado.compiler.passes.fuse_epilogue import operations
+from cortado.compiler.rewrite import Context, Replacement, Rule, Steps, apply_rules, rewritten
+from cortado.compiler.target import Target
+
+RANGES = 4  # of rows, where a plan is for one thread: each has a scratch, and more threads may come
+
+
+def fuse_chains(graph: Graph, target: Target, threads: int, steps: Steps) -> Graph:
+    """threads: the number that the plan is tuned for. Values are the same, to the bit where tiles are of the same shape."""
+
+    def fuse_chain(node: Node, context: Context) -> Replacement | None:
+        """[conv 1x1,] depthwise conv, conv 1x1 -> conv_chain; without the last where the depthwise output is for something else."""
+        spread = node if _is_depthwise(node) else node.inputs[0].node
+        after = None if spread is node else node
+        if not _is_depthwise(spread) or (after is not None and not (_is_point(after) and _only(spread, after, context))):
+            return None
+        if after is None and any(_takes(reader, at) for reader, at in context.readers_of(node.out())):
+            return None
+        before = spread.inputs[0].node
+        found = [spread] if after is None else [spread, after]
+        if _is_point(before) and "residual" not in _entries(before) and _only(before, spread, context):
+            found = [before, *found]
+        for chain in (found, found[found.index(spread) :]):
+            if len(chain) > 1 and _pays(chain, target, threads):
+                return _chain(chain, threads)
+        return None
+
+    return apply_rules(graph, "fuse_chains", (Rule("fuse_chain", ("conv",), fuse_chain),), operations, steps)
+
+
+def _pays(chain: Sequence[Node], target: Target, threads: int) -> bool:
+    inputs, attrs = _operator(chain, 1)
+    before, spread, after = parse_chain(inputs, attrs)
+    (wide,) = (node.inputs[0].shape for node in chain if _is_depthwise(node))
+    core = core_of(target, SCALAR_OF[inputs[0].type.dtype])
+    return chain_pays(core, wide, chain[-1].types[0].shape, before, spread, after, threads)  # type: ignore[arg-type]
+
+
+def _chain(chain: Sequence[Node], threads: int) -> Node:
+    inputs, attrs = _operator(chain, threads if threads > 1 else RANGES)
+    return rewritten("conv_chain", inputs, attrs, chain[-1], chain[:-1])
+
+
+def _operator(chain: Sequence[Node], ranges: int) -> tuple[list[Value], dict[str, object]]:
+    inputs = [chain[0].inputs[0], *(value for node in chain for value in node.inputs[1:])]
+    return inputs, {"stages": tuple(tuple(sorted(node.attrs.items())) for node in chain), "ranges": ranges}
+
+
+def _entries(node: Node) -> list[str]:
+    return [entry[0] for entry in node.attrs["epilogue"]]
+
+
+def _only(node: Node, reader: Node, context: Context) -> bool:
+    return context.read_only_by(node.out(), reader)
+
+
+def _takes(reader: Node, at: int) -> bool:
+    """Whether a chain may be formed at the reader instead."""
+    return at == 0 and reader.op == "conv" and _is_point(reader)
+
+
+def _is_point(node: Node) -> bool:
+    """A 1x1 convolution of images, one group, whose weights and bias are known."""
+    if node.op != "conv" or node.attrs["group"] != 1 or node.inputs[1].shape[1:-1] != (1, 1):
+        return False
+    plain = {*node.attrs["strides"]} == {1} and not any((*node.attrs["pads_begin"], *node.attrs["pads_end"]))
+    epilogue = parse_epilogue(node.attrs["epilogue"], 2)
+    known = all(node.inputs[i].constant is not None for i in (1, epilogue.bias) if i is not None)
+    return plain and known and node.types[0].size > 0
+
+
+def _is_depthwise(node: Node) -> bool:
+    """A depthwise convolution of images over several rows and columns, without residual."""
+    if (
+        node.op != "conv"
+        or len(node.types[0].shape) != 4
+        or not serves_depthwise(node, parse_epilogue(node.attrs["epilogue"], 2))
+    ):
+        return False
+    several = min(node.inputs[1].shape[1:-1]) > 1 and min(node.types[0].shape[1:3]) > 1 and node.types[0].size > 0
+    return several and min(node.attrs["pads_begin"]) >= 0 and "residual" not in _entries(node)
