@@ -143,7 +143,7 @@ info: action=ignore
 
 @dataclass(frozen=True)
 class PcMachine:
-    """A 64-bit PC without a system. model: a processor that Bochs knows. state: of XCR0, the registers that are switched on."""
+    """A 64-bit PC without a system. model: a processor that Bochs knows. state: of XCR0, the registers that are switched on; or 0."""
 
     model: str = "tigerlake"  # the only one, besides Ice Lake, with VNNI
     state: int = pc.ALL_STATE

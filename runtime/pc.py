@@ -74,13 +74,13 @@ fa                              cli
 0f20c0 0c01 0f22c0              mov eax, cr0; or al, 1; mov cr0, eax
 66ea{_word(_BASE + _START_AT + 0x18)}0800              jmp 8:flat
 b810000000 8ed8 8ec0 8ed0       flat: mov eax, 16; mov ds, eax; mov es, eax; mov ss, eax
-b820060400 0f22e0               mov eax, PAE | OSFXSR | OSXMMEXCPT | OSXSAVE; mov cr4, eax
+b8{_word(0x40620 if state else 0x620)} 0f22e0               mov eax, PAE | OSFXSR | OSXMMEXCPT | OSXSAVE; mov cr4, eax
 b8{_word(_BASE + _PAGES_AT)} 0f22d8               mov eax, pages; mov cr3, eax
 b9800000c0 0f32 80cc01 0f30     mov ecx, EFER; rdmsr; or ah, LME >> 8; wrmsr
 b833000080 0f22c0               mov eax, PG | NE | ET | MP | PE; mov cr0, eax
 ea{_word(_BASE + _START_AT + 0x4E)}1800                jmp 24:long
 31c9 31d2                       long: xor ecx, ecx; xor edx, edx
-b8{_word(state)} 0f01d1               mov eax, state; xsetbv
+b8{_word(state)} {"0f01d1" if state else "0f1f00"}               mov eax, state; xsetbv
 bc{_word(stack)}                      mov esp, stack
 bb{_word(_BASE + _TABLE_AT)}                      mov ebx, table
 8b3b 8b7304 8b5308              again: mov edi, [rbx]; mov esi, [rbx + 4]; mov edx, [rbx + 8]
@@ -107,14 +107,18 @@ class Load:
 
 
 def firmware(loads: Sequence[Load], entry: int, stack: int, state: int = ALL_STATE) -> bytes:
-    """The ROM. entry: called with the stack pointer at `stack`, a multiple of 16. state: of XCR0, what the program may use."""
+    """The ROM. entry: called with the stack pointer at `stack`, a multiple of 16. state: of XCR0, what the program may use; 0 for
+    processors without it.
+    """
     rom = bytearray(_ROM_BYTES)
     table = b"".join(struct.pack("<III", load.address, load.first, load.sectors) for load in loads)
     # flat segments of 32-bit code, data and 64-bit code behind the empty one
     segments = struct.pack("<4Q", 0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF, 0x00AF9B000000FFFF)
-    present, huge = 0x23, 0xE3  # writable, with the marks of use set, since a ROM takes none
-    pages = struct.pack("<Q", _BASE + _PAGES_AT + 0x1000 | present).ljust(0x1000, b"\0")
-    pages += struct.pack("<4Q", *(number << 30 | huge for number in range(4)))
+    present, large = 0x23, 0xE3  # writable, with the marks of use set, since a ROM takes none; `large` ones are of 2 MiB
+    tables = _BASE + _PAGES_AT
+    pages = struct.pack("<Q", tables + 0x1000 | present).ljust(0x1000, b"\0")
+    pages += struct.pack("<4Q", *(tables + 0x1000 * (2 + number) | present for number in range(4))).ljust(0x1000, b"\0")
+    pages += struct.pack("<2048Q", *(number << 21 | large for number in range(2048)))
     for at, data in (
         (0, _assembled(_TRANSFER_CODE)),
         (_OFF_AT, _assembled(_OFF_CODE)),

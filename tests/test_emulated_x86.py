@@ -186,6 +186,30 @@ def test_init_asks_processor_and_system(machine: PcMachine) -> None:
         runner.run(list(small_feeds().values()))
 
 
+# Processors of Bochs, what is switched on of them, and the level whose code they should run.
+PROCESSORS = [
+    ("athlon64_clawhammer", 0, "x86-64"), ("core2_penryn_t9600", 0, "x86-64"), ("corei5_lynnfield_750", 0, "x86-64-v2"),
+    ("corei7_sandy_bridge_2600k", 0x7, "x86-64-v2"), ("corei7_haswell_4770", 0x7, "x86-64-v3"), ("ryzen", 0x7, "x86-64-v3"),
+    ("corei7_haswell_4770", 0x3, "x86-64-v2"), ("corei7_skylake_x", 0xE7, V4), ("corei7_skylake_x", 0x7, "x86-64-v3"),
+    ("tigerlake", 0xE7, VNNI), ("tigerlake", 0x3, "x86-64-v2"),
+]  # fmt: skip
+
+
+def test_one_library_on_every_processor() -> None:
+    """x86-64-multi: the bits of the level that should be chosen, and no instruction that a processor lacks, which would be a fault."""
+    need_bochs()
+    image = digits.network_input(digits.held_out()[0][0])
+    graph = cortado.load(digits.model_folder(), inputs={"data": image.shape})
+    multi = cortado.compile(graph, target="x86-64-multi")._bundle
+    levels = sorted({level for _, _, level in PROCESSORS})
+    machine = PcMachine()
+    want = {level: EmulatedRunner(cortado.compile(graph, target=level)._bundle, machine).run([image])[0] for level in levels}
+    assert len({array.tobytes() for array in want.values()}) > 1
+    for model, state, level in PROCESSORS:
+        (got,) = EmulatedRunner(multi, PcMachine(model=model, state=state)).run([image])
+        assert got.tobytes() == want[level].tobytes(), (model, hex(state), level)
+
+
 def test_instructions_that_bochs_misreads_are_seen() -> None:
     """vpinsrb and vpextrw with memory: refused where registers of AVX-512 and a distance of one byte come together."""
     for code in ("62e37d0020480803", "62036500205c510803", "62637d0815780403", "62637d08157c370403"):
