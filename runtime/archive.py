@@ -34,30 +34,34 @@ def write_archive(members: Sequence[Member], object_format: str) -> bytes:
     return library
 
 
-def read_archive(library: bytes) -> list[tuple[str, bytes]]:
+def read_archive(library: bytes | memoryview) -> list[tuple[str, bytes]]:
     """(name, bytes) of every member but the tables. Raises FormatError where the bytes are not an archive."""
+    return [(name, bytes(library[start:stop])) for name, start, stop in archive_members(library)]
+
+
+def archive_members(library: bytes | memoryview) -> list[tuple[str, int, int]]:
+    """(name, start, stop) as read_archive: where the members lie."""
     if library[: len(MAGIC)] != MAGIC:
         raise FormatError("not a static library: it does not start with !<arch>")
-    found: list[tuple[str, bytes]] = []
+    found: list[tuple[str, int, int]] = []
     names, at = b"", len(MAGIC)
     while at < len(library):
-        header = library[at : at + HEADER]
+        header = bytes(library[at : at + HEADER])
         size = header[48:58].strip()
         if len(header) < HEADER or header[58:] != b"`\n" or not size.isdigit() or at + HEADER + int(size) > len(library):
             raise FormatError(f"static library damaged at byte {at}")
-        data = library[at + HEADER : at + HEADER + int(size)]
-        at += HEADER + int(size) + int(size) % 2
+        start, stop = at + HEADER, at + HEADER + int(size)
+        at = stop + int(size) % 2
         name = header[:16].rstrip()
         if name == b"//":
-            names = data
+            names = bytes(library[start:stop])
         elif name.startswith(b"#1/"):
             length = int(name[3:])
-            name, data = data[:length].rstrip(b"\0"), data[length:]
+            name, start = bytes(library[start : start + length]).rstrip(b"\0"), start + length
         elif name.startswith(b"/") and name[1:].isdigit():
-            start = int(name[1:])
-            name = names[start:].split(b"\n")[0].split(b"\0")[0].rstrip(b"/")
+            name = names[int(name[1:]) :].split(b"\n")[0].split(b"\0")[0].rstrip(b"/")
         if name not in (b"/", b"//") and not name.startswith(b"__.SYMDEF"):
-            found.append((name.rstrip(b"/").decode("ascii", "replace"), data))
+            found.append((name.rstrip(b"/").decode("ascii", "replace"), start, stop))
     return found
 
 

@@ -9,9 +9,14 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
+import numpy as np
+
+from cortado.compiler.program import ALIGNMENT
 from cortado.errors import FormatError, OptionError
+from cortado.runtime import archive
 from cortado.runtime.manifest import FILE_NAME, Manifest, read_manifest
 
 
@@ -20,14 +25,14 @@ class Bundle:
     """files: contents by file name, all but the manifest."""
 
     manifest: Manifest
-    files: Mapping[str, bytes]
+    files: Mapping[str, bytes | memoryview]
 
     @property
-    def library(self) -> bytes:
+    def library(self) -> bytes | memoryview:
         return self.files[library_name(self.manifest.name)]
 
     @property
-    def weights(self) -> bytes | None:
+    def weights(self) -> bytes | memoryview | None:
         """The weights file; None where the library holds the weights."""
         return self.files.get(weights_name(self.manifest.name))
 
@@ -88,7 +93,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     files = {}
     for name, info in manifest.files.items():
         try:
-            data = (root / _plain(name)).read_bytes()
+            data = _read(root / _plain(name), info.nbytes)
         except OSError as error:
             raise FormatError(f"{root}: file {name} of the bundle cannot be read: {error.strerror}") from error
         if len(data) != info.nbytes or hashlib.sha256(data).hexdigest() != info.sha256:
@@ -108,6 +113,35 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _read(path: Path, nbytes: int) -> memoryview:
+    """The contents, in memory that starts where makes weights begin at a cache line. nbytes: how many there should be.
+
+    A library's weights are in its last member, whose parts begin at multiples of their alignment from its start.
+    """
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size != nbytes:
+            return memoryview(file.read())
+        first = _last_member(file, nbytes) if file.read(len(archive.MAGIC)) == archive.MAGIC else 0
+        memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+        start = (-memory.ctypes.data - first) % ALIGNMENT
+        view = memoryview(memory)[start : start + nbytes]
+        file.seek(0)
+        return view[: file.readinto(view)]
+
+
+def _last_member(file: BufferedReader, nbytes: int) -> int:
+    """Where the contents of a library's last member begin; anything where it is damaged, which its hash will tell."""
+    at = start = len(archive.MAGIC)
+    while at < nbytes:
+        file.seek(at)
+        size = file.read(archive.HEADER)[48:58].strip()
+        if not size.isdigit():
+            break
+        start = at + archive.HEADER
+        at = start + int(size) + int(size) % 2
+    return start
 
 
 def _plain(name: str) -> str:

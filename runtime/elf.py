@@ -56,7 +56,7 @@ class ElfObject:
     relocations: tuple[Relocation, ...]
 
 
-def read_object(data: bytes) -> ElfObject:
+def read_object(data: bytes | memoryview) -> ElfObject:
     """Raises FormatError unless the bytes are a little-endian relocatable ELF object."""
     if data[:4] != b"\x7fELF" or data[5] != 1 or struct.unpack_from("<H", data, 16)[0] != 1:
         raise FormatError("not a little-endian ELF object file")

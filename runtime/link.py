@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from cortado.errors import TargetError
 from cortado.runtime.elf import AARCH64, ABSOLUTE, ALLOC, ARM, UNDEFINED, WRITE, X86_64, ElfObject, Relocation, Section
@@ -35,13 +36,18 @@ class Layout:
     used: tuple[int, ...]
 
 
-def place(objects: Sequence[ElfObject], regions: Sequence[Region]) -> Layout:
-    """Sections one after the other into the first region that suits and has room. Raises TargetError where none has."""
+def place(
+    objects: Sequence[ElfObject], regions: Sequence[Region], there: Mapping[tuple[int, int], int] = MappingProxyType({})
+) -> Layout:
+    """Sections one after the other into the first region that suits and has room. Raises TargetError where none has.
+
+    there: addresses of sections that have their place already, outside of the regions.
+    """
     filled = [0] * len(regions)
     used = [0] * len(regions)
     addresses: dict[tuple[int, int], int] = {}
     wanted = [((i, j), s) for i, o in enumerate(objects) for j, s in enumerate(o.sections) if s.flags & ALLOC and s.nbytes]
-    wanted = [(key, s) for key, s in wanted if not s.name.startswith(_UNWINDING)]
+    wanted = [(key, s) for key, s in wanted if not s.name.startswith(_UNWINDING) and key not in there]
     for key, section in sorted(wanted, key=lambda item: item[1].zeros):
         number = _region_for(section, regions, used)
         start = _up(regions[number].start + used[number], section.alignment)
@@ -49,7 +55,7 @@ def place(objects: Sequence[ElfObject], regions: Sequence[Region]) -> Layout:
         used[number] = start + section.nbytes - regions[number].start
         if not section.zeros:
             filled[number] = used[number]
-    return Layout(addresses, tuple(filled), tuple(used))
+    return Layout({**addresses, **there}, tuple(filled), tuple(used))
 
 
 def _region_for(section: Section, regions: Sequence[Region], used: Sequence[int]) -> int:
@@ -70,7 +76,7 @@ def link(objects: Sequence[ElfObject], regions: Sequence[Region], layout: Layout
     Raises TargetError for a symbol without definition or with two, and for a relocation that is unknown or out of reach.
     """
     at = {number: (region.start, view) for number, (region, view) in enumerate(zip(regions, memory, strict=True))}
-    where = {key: _containing(address, regions) for key, address in layout.addresses.items()}
+    where = {key: number for key, placed in layout.addresses.items() if (number := _containing(placed, regions)) is not None}
     visible: dict[str, int] = {}
     for i, item in enumerate(objects):
         for j, section in enumerate(item.sections):
@@ -95,8 +101,8 @@ def link(objects: Sequence[ElfObject], regions: Sequence[Region], layout: Layout
     return visible
 
 
-def _containing(address: int, regions: Sequence[Region]) -> int:
-    return next(n for n, region in enumerate(regions) if region.start <= address < region.start + region.nbytes)
+def _containing(address: int, regions: Sequence[Region]) -> int | None:
+    return next((n for n, region in enumerate(regions) if region.start <= address < region.start + region.nbytes), None)
 
 
 def _target(number: int, item: ElfObject, entry: Relocation, layout: Layout, visible: Mapping[str, int]) -> int:

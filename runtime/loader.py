@@ -14,7 +14,7 @@ from cortado.backends.status import ECPU
 from cortado.compiler.program import ALIGNMENT
 from cortado.compiler.types import NUMPY_DTYPE, TensorInfo
 from cortado.errors import CortadoError, TargetError
-from cortado.runtime.archive import read_archive
+from cortado.runtime.archive import archive_members
 from cortado.runtime.bundle import Bundle
 from cortado.runtime.elf import AARCH64, X86_64
 from cortado.runtime.manifest import LevelInfo, Manifest, StepInfo
@@ -48,7 +48,8 @@ class HostRunner:
         """
         self._manifest = bundle.manifest
         self._level = level
-        self._code = LoadedCode([data for _, data in read_archive(bundle.library)])
+        library = memoryview(bundle.library)
+        self._code = LoadedCode([library[start:stop] for _, start, stop in archive_members(library)])
         self._init = self._function("init", 2)
         self._run = self._function("run", 3)
         self._run_threads = self._function("run_threads", 5)
@@ -189,8 +190,11 @@ def _base(arena: np.ndarray) -> int:
     return -(-int(arena.ctypes.data) // ALIGNMENT) * ALIGNMENT
 
 
-def _aligned(data: bytes) -> np.ndarray:
-    """A copy that starts at a cache line."""
+def _aligned(data: bytes | memoryview) -> np.ndarray:
+    """The bytes where they are if they start at a cache line, else a copy that does."""
+    there = np.frombuffer(data, np.uint8)
+    if there.ctypes.data % ALIGNMENT == 0:
+        return there
     memory = np.empty(len(data) + 63, np.uint8)
     start = -memory.ctypes.data % 64
     memory[start : start + len(data)] = np.frombuffer(data, np.uint8)

@@ -9,10 +9,14 @@ import platform
 import sys
 from collections.abc import Sequence
 
+import numpy as np
+
 from cortado.errors import TargetError
-from cortado.runtime.elf import AARCH64, X86_64, read_object
+from cortado.runtime.elf import AARCH64, ALLOC, EXEC, WRITE, X86_64, ElfObject, read_object
 from cortado.runtime.link import Region, link, place
 
+LARGE = 1 << 16  # bytes of constants that are worth not to be copied
+REACH = 1 << 30  # bytes: from anywhere in the code to constants that stay where they are; references have 32 bits and a sign
 _MACHINES = {"x86_64": X86_64, "AMD64": X86_64, "aarch64": AARCH64, "arm64": AARCH64}
 
 
@@ -22,21 +26,28 @@ def runs_here(machine: int) -> bool:
 
 
 class LoadedCode:
-    """The objects' code and constants, position-independent, in one mapping that lives as long as this does."""
+    """The objects' code and constants, position-independent, in one mapping that lives as long as this does.
 
-    def __init__(self, objects: Sequence[bytes]) -> None:
+    Large constants that lie well aligned and near enough in the objects' own memory are used there.
+    """
+
+    def __init__(self, objects: Sequence[bytes | memoryview]) -> None:
         """Raises TargetError where the objects are not for this machine and system, or do not link."""
         items = [read_object(data) for data in objects]
         if not items or not all(runs_here(item.machine) for item in items):
             raise TargetError(
                 f"machine code of another processor or system cannot run in this process ({platform.machine()}, {sys.platform})"
             )
-        nbytes = place(items, [Region(0, 1 << 62, False)]).used[0]
-        self._mapping = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
+        self._objects = objects
+        for there in (_in_place(items), {}):
+            nbytes = place(items, [Region(0, 1 << 62, False)], there).used[0]
+            self._mapping = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            start = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
+            if all(abs(address - start) < REACH for address in there.values()):
+                break
         region = Region(start, nbytes, False)
         with memoryview(self._mapping) as view:
-            self._addresses = link(items, [region], place(items, [region]), [view])
+            self._addresses = link(items, [region], place(items, [region], there), [view])
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(len(self._mapping)), mmap.PROT_READ | mmap.PROT_EXEC):
             reason = os.strerror(ctypes.get_errno())
@@ -44,3 +55,16 @@ class LoadedCode:
 
     def address(self, symbol: str) -> int:
         return self._addresses[symbol]
+
+
+def _in_place(items: Sequence[ElfObject]) -> dict[tuple[int, int], int]:
+    """Addresses of the sections that can stay where they are, by numbers of object and section: constants that refer to nothing."""
+    found: dict[tuple[int, int], int] = {}
+    for i, item in enumerate(items):
+        moved = {relocation.section for relocation in item.relocations}
+        for j, section in enumerate(item.sections):
+            if section.flags & (ALLOC | WRITE | EXEC) == ALLOC and len(section.data) >= LARGE and j not in moved:
+                address = int(np.frombuffer(section.data, np.uint8).ctypes.data)
+                if address % section.alignment == 0:
+                    found[i, j] = address
+    return found
