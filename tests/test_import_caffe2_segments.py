@@ -73,3 +73,23 @@ def test_a_known_range_beyond_the_data_is_refused() -> None:
     ranges = np.array([[[4, 3]]], np.int32)
     with pytest.raises(cortado.ShapeError, match="a range ends at 7, but there are 6"):
         loaded(operator("GatherRanges", ["x", "w"], ["y", "n"]), x=np.arange(6, dtype=np.float32), w=ranges)
+
+
+def test_rows_of_bytes_lead_back_to_their_numbers() -> None:
+    x = np.random.default_rng(3).standard_normal((5, 7)).astype(np.float32)
+    x[2] = 1.5
+    (fused,) = everywhere(operator("FloatToFused8BitRowwiseQuantized", ["x"], ["y"]), x=x)
+    assert fused.shape == (5, 15) and fused.dtype == np.uint8
+    (back,) = everywhere(operator("Fused8BitRowwiseQuantizedToFloat", ["x"], ["y"]), x=fused)
+    step = (x.max(axis=1) - x.min(axis=1)) / 255
+    assert (np.abs(back - x) <= 0.51 * step[:, None] + 1e-6).all() and np.array_equal(back[2], x[2])
+    rows, parameters = everywhere(operator("FloatToRowwiseQuantized8Bits", ["x"], ["y", "p"]), x=x)
+    assert np.array_equal(rows, fused[:, :7]) and parameters[2].tolist() == [1.0, 1.5]
+
+
+@pytest.mark.parametrize("target", ["x86-64", "x86-64-v3"])
+def test_bytes_of_any_alignment_are_read(target: str) -> None:
+    fused = np.random.default_rng(4).integers(0, 128, (9, 8 + 5), dtype=np.uint8)
+    graph = loaded(operator("Fused8BitRowwiseQuantizedToFloat", ["x"], ["y"]), x=fused)
+    got = cortado.compile(graph, target=target).run({"x": fused})["y"]
+    np.testing.assert_allclose(got, run_graph(graph, {"x": fused})["y"], rtol=1e-6)

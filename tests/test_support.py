@@ -49,4 +49,4 @@ def test_an_operator_can_be_looked_up(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_reasons_reach_the_user(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["ops", "--json"]) == 0
-    assert '"reason": "it packs float32 numbers into rows of bytes' in capsys.readouterr().out
+    assert '"reason": "it belongs to training"' in capsys.readouterr().out

@@ -28,6 +28,7 @@ from cortado.compiler.importers import (
     caffe2_pool,
     caffe2_recurrent,
     caffe2_reduce,
+    caffe2_rows_of_bytes,
     caffe2_score,
     caffe2_select,
     caffe2_sequence,
@@ -67,6 +68,7 @@ OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
         **caffe2_sequence.OPERATORS,
         **caffe2_sparse.OPERATORS,
         **caffe2_masked.OPERATORS,
+        **caffe2_rows_of_bytes.OPERATORS,
     }
 )
 

@@ -119,26 +119,6 @@ def _gather_ranges(call: Call) -> Results:
     return (kept, call.as_output(sums, (rows,), 1))
 
 
-def _rowwise_bytes(call: Call) -> Results:
-    """float32 [N, C] -> uint8 [N, C] between each row's least and largest number, and these as scale and bias [N, 2]."""
-    call.dtype(FLOAT32, 0)
-    if len(call.x.shape) != 2 or not call.x.shape[1]:
-        raise ShapeError(f"'{call.operator.inputs[0]}' is {show(call.x.shape)}; it must be a matrix")
-    axes = {"axes": (1,), "keepdims": True}
-    least, largest = (call.helper(f"reduce_{what}", (call.x,), what, axes) for what in ("min", "max"))
-    span = call.helper("sub", (largest, least), "range")
-    levels, none = call.number(255.0, "float32", "levels"), call.number(0.0, "float32", "none")
-    wide = call.helper("add", (span, call.number(1e-8, "float32", "epsilon")), "wide")
-    steps = call.helper(
-        "mul", (call.helper("sub", (call.x, least), "above"), call.helper("div", (levels, wide), "inverse")), "steps"
-    )
-    whole = call.helper("round_even", (steps,), "whole")
-    scale = call.helper("div", (span, levels), "step")
-    one = call.number(1.0, "float32", "one")
-    scale = call.helper("where", (call.helper("eq", (span, none), "flat"), one, scale), "scale")
-    return (call.node("cast", (whole,), {"dtype": "uint8"}), call.node("concat", (scale, least), {"axis": 1}, 1))
-
-
 def _ctc_greedy(call: Call) -> Results:
     """x[T, N, classes] (, lengths): per column the best class of each step, without repeats and without the blank class 0.
 
@@ -175,7 +155,6 @@ OPERATORS: Mapping[str, OpSpec] = MappingProxyType(
     {
         "BooleanMask": OpSpec(_boolean_mask, inputs=(2, 2), outputs=(1, 2)),
         "CTCGreedyDecoder": OpSpec(_ctc_greedy, inputs=(1, 2), outputs=(2, 2)),
-        "FloatToRowwiseQuantized8Bits": OpSpec(_rowwise_bytes, outputs=(2, 2)),
         "GatherRanges": OpSpec(_gather_ranges, inputs=(2, 2), outputs=(2, 2)),
         "PackSegments": OpSpec(_pack_segments, inputs=(2, 2), outputs=(1, 2)),
         "UnpackSegments": OpSpec(_unpack_segments, inputs=(2, 2)),

@@ -5,15 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-_BYTES = "it packs float32 numbers into rows of bytes, a step of preparing a model, not of running one"
-_UNPACKED = "it takes float32 numbers out of rows of bytes; SparseLengthsSumFused8BitRowwise looks such rows up"
+_ENGINE = "it exists under Caffe2's DNNLOWP engine only, whose arithmetic is another than that of the other Int8 operators"
+_OUTSIDE = "it reads or writes files, databases or queues; a compiled program has its inputs and outputs only"
+_LEARNS = "it belongs to training"
+_DEVICE = "it moves tensors between devices; a compiled program has one memory"
+_REPEATS = "how often its net runs depends on the data"
 
 REASONS: Mapping[str, str] = MappingProxyType(
     {
-        "FloatToFused8BitRowwiseQuantized": _BYTES,
-        "Fused8BitRowwiseQuantizedToFloat": _UNPACKED,
+        **dict.fromkeys(
+            ("Int8BatchMatMul", "Int8FCRelu", "Int8Gather", "Int8GroupNorm", "Int8Mul", "Int8SpatialBN", "Int8SpatialBNRelu", "Int8Tanh"),
+            _ENGINE,
+        ),
+        **dict.fromkeys(
+            ("Checkpoint", "CreateDB", "DequeueBlobs", "EnqueueBlobs", "ImageInput", "Load", "Print", "Save", "TensorProtosDBInput"), _OUTSIDE
+        ),
+        **dict.fromkeys(
+            ("Accuracy", "Adagrad", "Adam", "AtomicIter", "Iter", "LabelCrossEntropy", "LearningRate", "MakeTwoClass", "MomentumSGDUpdate"),
+            _LEARNS,
+        ),
+        **dict.fromkeys(("CopyCPUToGPU", "CopyCPUToMKL", "CopyGPUToCPU", "CopyMKLToCPU"), _DEVICE),
+        **dict.fromkeys(("RecurrentNetwork", "While"), _REPEATS),
+        "Do": "its net has a scope of blobs of its own",
     }
-)
+)  # fmt: skip
 
 _TRAINING = "it belongs to training; save the net for inference (a predict_net), which does without it"
 _DEVICES = "Copy; a compiled program has one memory"
@@ -33,9 +48,7 @@ REWRITES: Mapping[str, str] = MappingProxyType(
         "EmbeddingBag": "SparseLengthsSum, or Gather and ReduceSum",
         "Equal": "EQ",
         "FbFCPacked": "FC with the weights as they were before packing",
-        "FloatToFused8BitRowwiseQuantized": "run it when preparing the model, and give its result with init=",
         "For": "the operators of its net as often as it runs them",
-        "Fused8BitRowwiseQuantizedToFloat": "give the float32 numbers with init=, or look rows up with SparseLengthsSumFused8BitRowwise",
         "GatherND": "FlattenToVec and Gather with indices into all elements",
         "GivenTensorFp16Fill": "GivenTensorFill",
         "Greater": "GT",

@@ -56,6 +56,14 @@ def lower_tile(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targ
     return strided_copy("tile", x.type.itemsize, shape, come, go, target)
 
 
+def lower_bitcast(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
+    """A copy of bytes: the sides may be aligned differently."""
+    (x,), (y,) = ins, outs
+    shape = (*x.shape[:-1], x.shape[-1] * x.type.itemsize)
+    come, go = ((*(s * o.type.itemsize for s in o.strides[:-1]), 1) for o in (x, y))
+    return strided_copy("bitcast", 1, shape, come, go, target)
+
+
 def lower_gather(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
     """Rows chosen by int32 or int64 indices; negative ones count from the end, what lies outside is moved to the nearest end."""
     (x, indices), (y,) = ins, outs

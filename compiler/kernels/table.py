@@ -14,7 +14,7 @@ from cortado.compiler.kernels.conv_chain import lower_conv_chain
 from cortado.compiler.kernels.conv_transpose import lower_conv_transpose
 from cortado.compiler.kernels.dense import lower_batch_matmul, lower_fc
 from cortado.compiler.kernels.keep import lower_keep_rows
-from cortado.compiler.kernels.move import lower_broadcast_to, lower_gather, lower_pad, lower_tile, lower_transpose
+from cortado.compiler.kernels.move import lower_bitcast, lower_broadcast_to, lower_gather, lower_pad, lower_tile, lower_transpose
 from cortado.compiler.kernels.nms import lower_box_nms
 from cortado.compiler.kernels.normalize import lower_lrn
 from cortado.compiler.kernels.pointwise import lower_elementwise, lower_pointwise
@@ -119,6 +119,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     "pad": lower_pad,
     "tile": lower_tile,
     "broadcast_to": lower_broadcast_to,
+    "bitcast": lower_bitcast,
     "gather": lower_gather,
     "resize_nearest": lower_resize_nearest,
     "resize_bilinear": lower_resize_bilinear,

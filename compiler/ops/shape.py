@@ -9,7 +9,7 @@ import numpy as np
 
 from cortado.compiler.ops.checks import arity, axis_in, broadcast_shapes, moved, per_axis, same_dtype, show
 from cortado.compiler.ops.record import Attrs, Op, require
-from cortado.compiler.types import TensorType
+from cortado.compiler.types import NUMPY_DTYPE, TensorType
 from cortado.errors import InputError
 
 Types = Sequence[TensorType]
@@ -162,6 +162,22 @@ def _broadcast(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     return (np.broadcast_to(arrays[0], attrs["shape"]),)
 
 
+def _infer_bitcast(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    arity(types, 1)
+    (x,) = types
+    kind = attrs["dtype"]
+    require(kind in NUMPY_DTYPE and "bool" not in (kind, x.dtype), f"{x.dtype} cannot be read as {kind}")
+    require(len(x.shape) >= 1, "a tensor without axes cannot be read as another type")
+    nbytes = x.shape[-1] * x.itemsize
+    size = NUMPY_DTYPE[kind].itemsize
+    require(nbytes % size == 0, f"the last axis of {show(x.shape)} has {nbytes} bytes, which is no whole number of {kind}")
+    return (TensorType((*x.shape[:-1], nbytes // size), kind),)
+
+
+def _bitcast(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
+    return (np.ascontiguousarray(arrays[0]).view(NUMPY_DTYPE[attrs["dtype"]]),)
+
+
 def _infer_gather(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     arity(types, 2)
     x, indices = types
@@ -201,5 +217,6 @@ OPS: tuple[Op, ...] = (
     ),
     Op("tile", _infer_tile, _tile, {"repeats": "copies, per axis"}, True, True),
     Op("broadcast_to", _infer_broadcast, _broadcast, {"shape": "the new shape, by numpy's broadcasting"}, True, True),
+    Op("bitcast", _infer_bitcast, _bitcast, {"dtype": "as which the last axis' bytes are read, the lowest first"}, True, True),
     Op("gather", _infer_gather, _gather, {"axis": "the axis the indices choose from"}, True, True),
 )
