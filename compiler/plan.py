@@ -6,8 +6,10 @@ buffers that end at the top moved to the front, comes within a few percent of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import accumulate
 
 from cortado.compiler.program import ALIGNMENT, Program
 
@@ -44,14 +46,33 @@ def align(nbytes: int) -> int:
 
 def largest_live_sum(intervals: Sequence[Interval]) -> int:
     """The lower bound of any plan without branches: the largest sum of (aligned) bytes that are live at one step."""
-    steps = {i.first for i in intervals}
-    return max((sum(align(i.nbytes) for i in intervals if i.first <= s <= i.last) for s in steps), default=0)
+    changes: dict[int, int] = {}
+    for i in intervals:
+        changes[i.first] = changes.get(i.first, 0) + align(i.nbytes)
+        changes[i.last + 1] = changes.get(i.last + 1, 0) - align(i.nbytes)
+    return max(accumulate(changes[step] for step in sorted(changes)), default=0)
+
+
+def overlapping(lives: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Every pair of numbers of lives (first step, last step) that have a step in common, once; takes as long as there are pairs."""
+    living: list[tuple[int, int]] = []  # a heap of (last step, number)
+    for number in sorted(range(len(lives)), key=lambda n: lives[n]):
+        first, last = lives[number]
+        while living and living[0][0] < first:
+            heappop(living)
+        for _, other in living:
+            yield other, number
+        heappush(living, (last, number))
 
 
 def assign_offsets(intervals: Sequence[Interval]) -> tuple[list[int], int]:
     """Byte offset of each interval and the arena's size."""
     bound = largest_live_sum(intervals)
-    neighbours = [[j for j, b in enumerate(intervals) if j != i and a.meets(b)] for i, a in enumerate(intervals)]
+    neighbours: list[list[int]] = [[] for _ in intervals]
+    for i, j in overlapping([(interval.first, interval.last) for interval in intervals]):
+        if intervals[i].meets(intervals[j]):
+            neighbours[i].append(j)
+            neighbours[j].append(i)
     orders: tuple[Callable[[int], tuple[int, ...]], ...] = (
         lambda i: (-intervals[i].nbytes, intervals[i].first, i),
         lambda i: (-intervals[i].nbytes * (intervals[i].last - intervals[i].first + 1), i),
@@ -92,13 +113,13 @@ def verify_plan(program: Program) -> None:
     """No two live buffers overlap, every buffer is inside its memory, every argument inside its buffer. A failure is a bug of the compiler."""
     only = guards_of_buffers(program)
     arena = [(b, only.get(number, frozenset())) for number, b in enumerate(program.buffers) if b.place == "arena"]
-    for i, (a, only_a) in enumerate(arena):
+    for a, _ in arena:
         if a.offset % ALIGNMENT or a.offset + a.nbytes > program.arena_bytes:
             raise AssertionError(f"buffer {a.name} at {a.offset} does not fit an arena of {program.arena_bytes} bytes")
-        for b, only_b in arena[i + 1 :]:
-            together = a.first <= b.last and b.first <= a.last and not excludes(only_a, only_b)
-            if together and a.offset < b.offset + b.nbytes and b.offset < a.offset + a.nbytes:
-                raise AssertionError(f"buffers {a.name} and {b.name} are live together and overlap")
+    for i, j in overlapping([(buffer.first, buffer.last) for buffer, _ in arena]):
+        (a, only_a), (b, only_b) = arena[i], arena[j]
+        if a.offset < b.offset + b.nbytes and b.offset < a.offset + a.nbytes and not excludes(only_a, only_b):
+            raise AssertionError(f"buffers {a.name} and {b.name} are live together and overlap")
     for buffer in program.buffers:
         if buffer.place == "weights" and buffer.offset + buffer.nbytes > len(program.weights):
             raise AssertionError(f"constant {buffer.name} lies past the end of the weights")

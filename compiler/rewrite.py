@@ -268,12 +268,13 @@ def with_unique_names(graph: Graph) -> Graph:
     if all(owner[node.name] is node for node in order):
         return graph
 
+    used: dict[str, int] = {}  # the last number tried behind a name
+
     def renamed(node: Node, inputs: tuple[Value, ...]) -> Node:
         name = node.name
-        number = 1
         while owner.setdefault(name, node) is not node:
-            number += 1
-            name = f"{node.name}_{number}"
+            used[node.name] = used.get(node.name, 1) + 1
+            name = f"{node.name}_{used[node.name]}"
         if name == node.name and inputs == node.inputs:
             return node
         return Node(node.op, inputs, node.attrs, node.types, name, node.origin)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from cortado.compiler.plan import Interval, align, assign_offsets, largest_live_sum, verify_plan
+from cortado.compiler.plan import Interval, align, assign_offsets, largest_live_sum, overlapping, verify_plan
 from cortado.compiler.program import Buffer, Program
 
 
@@ -58,3 +58,28 @@ def test_verification_finds_an_overlap() -> None:
     buffers = (Buffer("a", "arena", 100, 0, 0, 2), Buffer("b", "arena", 100, 64, 1, 3))
     with pytest.raises(AssertionError, match="a and b are live together"):
         verify_plan(Program("p", (), (), buffers, (), 256, b""))
+
+
+def test_pairs_are_those_that_live_together() -> None:
+    rng = random.Random(1)
+    lives = [(first, first + rng.choice([0, 0, 1, 3, 20])) for first in (rng.randint(0, 40) for _ in range(120))]
+    found = list(overlapping(lives))
+    want = {(i, j) for i, (a, b) in enumerate(lives) for j, (c, d) in enumerate(lives) if i < j and a <= d and c <= b}
+    assert len(found) == len(want) and {(min(pair), max(pair)) for pair in found} == want
+    for step in range(62):
+        assert largest_live_sum([Interval(1, a, b) for a, b in lives]) >= 64 * sum(a <= step <= b for a, b in lives)
+
+
+def test_long_chains_are_planned_in_a_time_that_grows_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs that are looked at, not seconds: each buffer of a chain meets two others."""
+    looked = 0
+    meets = Interval.meets
+
+    def counted(self: Interval, other: Interval) -> bool:
+        nonlocal looked
+        looked += 1
+        return meets(self, other)
+
+    monkeypatch.setattr(Interval, "meets", counted)
+    assign_offsets([Interval(64, i, i + 1) for i in range(5000)])
+    assert looked <= 10_000

@@ -52,11 +52,9 @@ def broadcast_shapes(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     result = []
     for back in range(rank, 0, -1):
         sizes = {s[-back] for s in shapes if len(s) >= back} - {1}
-        require(
-            len(sizes) <= 1,
-            f"shapes {' and '.join(map(show, shapes))} do not broadcast: axis -{back} has sizes {sorted(sizes)}; "
-            "sizes must be equal or 1",
-        )
+        if len(sizes) > 1:  # asked first, as making the message takes longer than all else here
+            shown = " and ".join(map(show, shapes))
+            require(False, f"shapes {shown} do not broadcast: axis -{back} has sizes {sorted(sizes)}; sizes must be equal or 1")
         result.append(sizes.pop() if sizes else 1)
     return tuple(result)
 
