@@ -205,3 +205,17 @@ def test_errors_name_operators_by_their_place_in_the_file() -> None:
         loaded(["sum"], operator("Exp", ["x"], ["w"]), choice("c0", then, [inner]), unknown[2], last, conditions=2)
     places = [line.partition(" NoSuchThing")[0] for line in error.value.nodes]
     assert places == ["operator 1 then 2", "operator 1 else 0 then 0", "operator 2"]
+
+
+@pytest.mark.emulator
+@pytest.mark.parametrize("target", ["cortex-m0", "cortex-m4", "arm32-cortex-a7", "cortex-a53"])
+def test_branches_on_other_machines(target: str) -> None:
+    graph = nested()
+    model = cortado.compile(graph, target=target)
+    for values in ([False, True], [True, False], [True, True]):
+        feeds = {**FEEDS, **conditions(*values)}
+        try:
+            got = model.run(feeds)
+        except cortado.TargetError as error:
+            pytest.skip(str(error))
+        np.testing.assert_allclose(got["y"], run_graph(graph, feeds)["y"], rtol=1e-5, atol=1e-6)

@@ -237,3 +237,18 @@ def test_steps_without_rows_take_no_time() -> None:
             for high in (0, 64)
         )
         assert 4 * none < all_of_them
+
+
+@pytest.mark.emulator
+@pytest.mark.parametrize("target", ["cortex-m4", "cortex-a53"])
+def test_limits_on_other_machines(target: str) -> None:
+    graph = head(8)
+    model = cortado.compile(graph, target=target)
+    for high in (0, 13):
+        given = {**feeds(high), "x": np.random.default_rng(4).standard_normal((1, 12, 8, 8)).astype(np.float32)}
+        try:
+            got = model.run(given)
+        except cortado.TargetError as error:
+            pytest.skip(str(error))
+        for name, array in run_graph(graph, given).items():
+            np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-4, err_msg=name)
