@@ -10,6 +10,7 @@ from typing import Any
 
 from cortado.compiler.graph import Graph
 from cortado.compiler.kernels.generic import GENERIC
+from cortado.compiler.kernels.shared import SharedChoices
 from cortado.compiler.levels import share_weights
 from cortado.compiler.lower import lower
 from cortado.compiler.optimize import optimize
@@ -86,8 +87,16 @@ def compile_levels(
     calibration: CalibrationRecord | None = None,
     judge: Target | None = None,
 ) -> tuple[tuple[Program, ...], dict[str, Any] | None]:
-    """As compile_program, for each of the target's levels: the programs share one blob of weights."""
-    made = [compile_program(graph, level, options, calibration, None, judge) for level in target.levels]
+    """As compile_program, for each of the target's levels: the programs share one blob of weights.
+
+    The level that has the judge's name decides on algorithms for all.
+    """
+    reference = next((level for level in target.levels if judge is not None and level.name == judge.name), target.levels[0])
+    larger = options.optimize_for == "speed"
+    made = []
+    for level in target.levels:
+        choices = SharedChoices({}, target.name, "", level, target.levels, reference, larger)
+        made.append(compile_program(graph, level, options, calibration, choices, judge))
     return share_weights([program for program, _ in made]), made[-1][1]
 
 

@@ -79,8 +79,8 @@ class Report:
             what = f"{op}, {len(steps)} steps" if len(steps) > 1 else op
             rows.append((name, what, f"{macs:,}" if macs else "", share, ", ".join(steps[0].origin)))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        for name, op, macs, share, origin in rows:
-            lines.append(f"  {name:{widths[0]}}  {op:{widths[1]}}  {macs:>{widths[2]}}  {share:>{widths[3]}}  {origin}".rstrip())
+        for name, op, work, share, origin in rows:
+            lines.append(f"  {name:{widths[0]}}  {op:{widths[1]}}  {work:>{widths[2]}}  {share:>{widths[3]}}  {origin}".rstrip())
         if self.quantization is not None:
             lines += ["", *int8_lines(self.quantization)]
         return "\n".join(lines)

@@ -108,7 +108,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     return Bundle(manifest, files)
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes | memoryview) -> None:
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
@@ -126,7 +126,7 @@ def _read(path: Path, nbytes: int) -> memoryview:
         first = _last_member(file, nbytes) if file.read(len(archive.MAGIC)) == archive.MAGIC else 0
         memory = np.empty(nbytes + ALIGNMENT, np.uint8)
         start = (-memory.ctypes.data - first) % ALIGNMENT
-        view = memoryview(memory)[start : start + nbytes]
+        view = memory.data[start : start + nbytes]
         file.seek(0)
         return view[: file.readinto(view)]
 

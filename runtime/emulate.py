@@ -44,7 +44,7 @@ class EmulatedRunner:
         Raises TargetError where no emulator is known for the target or the one needed is not installed.
         """
         self._manifest = bundle.manifest
-        self._weights = bundle.weights or b""
+        self._weights = bytes(bundle.weights or b"")
         target = _target_of(bundle.manifest)
         self._machine = machine or _machine_of(target, bundle.manifest)
         self._emulator = _installed(self._machine, bundle.manifest)

@@ -14,6 +14,7 @@ from cortado.backends.codegen import assembly
 from cortado.backends.dispatch import dispatch_modules, variants_of
 from cortado.backends.llvm import emit_module
 from cortado.backends.targets import find_target
+from cortado.backends.targets.classes import judge_of
 from cortado.build import chunks, kernels_of
 from cortado.compiler.graph import Graph
 from cortado.compiler.interpret import run_program
@@ -193,6 +194,19 @@ def test_profile_is_of_the_level_that_runs(graph: Graph, model: Model) -> None:
     best = model._bundle.manifest.levels[here(model)[-1]]
     profile = model.profile(feeds_of(graph), runs=10)
     assert [row.name for row in profile.steps] == [step.name for step in best.steps]
+
+
+@pytest.mark.parametrize("optimize_for", ["speed", "size"])
+def test_levels_pack_float_weights_alike(optimize_for: str) -> None:
+    """Pointwise layers, a 3x3 convolution by Winograd's filtering where it may be, one of stride 2; whole vectors of outputs everywhere."""
+    net = Net()
+    x = net.op("relu", net.conv(net.input(1, 28, 28, 16), 64, 1))
+    y = net.op("relu", net.conv(x, 64, 3, pad=1))
+    z = net.conv(net.conv(y, 96, 3, pad=1, strides=(2, 2)), 64, 1)
+    programs = compile_levels(net.graph(z), TARGET, CompileOptions(optimize_for=optimize_for), judge=judge_of(TARGET))[0]
+    assert {weight_bytes(program) for program in programs} == {len(programs[0].weights)}
+    kernels = {step.kernel.name.partition("_")[0] for step in programs[0].steps}
+    assert ("winograd" in kernels) == (optimize_for == "speed"), kernels
 
 
 def test_equal_arrays_are_stored_once(graph: Graph) -> None:

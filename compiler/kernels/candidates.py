@@ -33,7 +33,7 @@ def algorithms(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targ
     core = core_of(target, SCALAR_OF[outs[0].type.dtype])
     if node.op == "conv" and serves_depthwise(node, parse_epilogue(node.attrs["epilogue"], 2)):
         return [_blocks(node, ins, outs, core)[0]]
-    found: list[Choice] = [_tiles(core, _problem(node, ins, outs), 1)[0]]
+    found: list[Choice] = [_tiles(core, problem_of(node, ins, outs), 1)[0]]
     if node.op == "conv" and serves_winograd(node, ins, outs, target):
         chosen = choose_winograd(node, ins, outs, target)
         found = [*([] if chosen is None else [chosen]), *found, *(Winograd(m) for m in POINTS)]
@@ -46,7 +46,7 @@ def shapes(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: 
     if isinstance(choice, Depthwise):
         return list(_blocks(node, ins, outs, core))
     if isinstance(choice, Direct):
-        return list(_tiles(core, _problem(node, ins, outs), MOST_SHAPES))
+        return list(_tiles(core, problem_of(node, ins, outs), MOST_SHAPES))
     problem = product_problem(tiling_of(node, ins, outs, choice.m), outs[0].shape[-1], ins[0].shape[-1])
     return [replace(choice, products=tiles) for tiles in _tiles(core, problem, MOST_SHAPES // 2)]
 
@@ -55,7 +55,7 @@ def cuts(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Ta
     """Other ways to cut the loops around the tiles of a choice."""
     core = core_of(target, SCALAR_OF[outs[0].type.dtype])
     if isinstance(choice, Direct):
-        return list(_cuts(core, _problem(node, ins, outs), choice))
+        return list(_cuts(core, problem_of(node, ins, outs), choice))
     if isinstance(choice, Winograd):
         problem = product_problem(tiling_of(node, ins, outs, choice.m), outs[0].shape[-1], ins[0].shape[-1])
         products = choice.products or _tiles(core, problem, 1)[0]
@@ -63,7 +63,8 @@ def cuts(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Ta
     return []
 
 
-def _problem(node: Node, ins: Sequence[Operand], outs: Sequence[Operand]) -> Problem:
+def problem_of(node: Node, ins: Sequence[Operand], outs: Sequence[Operand]) -> Problem:
+    """A conv or fc as tiles see it."""
     return (conv_problem if node.op == "conv" else fc_problem)(node, ins, outs)
 
 
