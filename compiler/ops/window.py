@@ -24,20 +24,21 @@ def output_shape(spatial: Sequence[int], kernel: Sequence[int], attrs: Attrs) ->
     for name, least in (("strides", 1), ("dilations", 1), ("pads_begin", -LIMIT), ("pads_end", -LIMIT)):
         per_axis(name, attrs[name], rank)
         for value in attrs[name]:
-            require(least <= value <= LIMIT, f"{name}={tuple(attrs[name])}: {value} is not between {least} and {LIMIT}")
-    require(len(kernel) == rank, f"the kernel {show(kernel)} must have one size for each of the {rank} spatial axes")
-    require(all(k >= 1 for k in kernel), f"the kernel {show(kernel)} has a size below 1")
+            if not least <= value <= LIMIT:
+                require(False, f"{name}={tuple(attrs[name])}: {value} is not between {least} and {LIMIT}")
+    if len(kernel) != rank or min(kernel) < 1:
+        require(len(kernel) == rank, f"the kernel {show(kernel)} must have one size for each of the {rank} spatial axes")
+        require(False, f"the kernel {show(kernel)} has a size below 1")
     geometry = list(
         zip(spatial, kernel, attrs["strides"], attrs["dilations"], attrs["pads_begin"], attrs["pads_end"], strict=True)
     )
     shape = tuple(output_size(*axis) for axis in geometry)
     for axis, (size, (n, k, _, dilation, begin, end)) in enumerate(zip(shape, geometry, strict=True)):
-        reach = dilation * (k - 1) + 1
-        spread = f" (dilated to {reach})" if reach != k else ""
-        require(
-            size >= 1,
-            f"a kernel of {k}{spread} does not fit spatial axis {axis}: {n} with pads {begin} and {end} makes {n + begin + end}",
-        )
+        if size < 1:
+            reach = dilation * (k - 1) + 1
+            spread = f" (dilated to {reach})" if reach != k else ""
+            why = f"{n} with pads {begin} and {end} makes {n + begin + end}"
+            require(False, f"a kernel of {k}{spread} does not fit spatial axis {axis}: {why}")
         require(n + begin + end <= MAX_BYTES, f"spatial axis {axis} of size {n} is padded beyond what memory can hold")
     return shape
 
