@@ -116,9 +116,10 @@ def test_names_swapped_back_and_forth() -> None:
     assert np.array_equal(got["a"], -b) and np.array_equal(got["b"], a)
 
 
-def test_an_alias_sees_later_writes_in_place() -> None:
+@pytest.mark.parametrize("alias", ["Alias", "AliasWithName"])
+def test_an_alias_sees_later_writes_in_place(alias: str) -> None:
     source = net(
-        operator("Alias", ["x"], ["y"]),
+        operator(alias, ["x"], ["y"]),
         operator("Relu", ["x"], ["x"]),
         operator("Negative", ["y"], ["y"]),
         inputs=("x",),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from cortado.proto.caffe2 import Operator
 
+ALIASES = frozenset({"Alias", "AliasWithName"})
 # In place these change the shape of one name only; the elements that an alias shares stay as they are.
 _SHAPE_ONLY = frozenset({"Reshape", "Squeeze", "ExpandDims", "MergeDim", "PrependDim"})
 
@@ -75,7 +76,7 @@ def rename(operators: Sequence[Operator], places: Sequence[str]) -> Renamed:
             written = fresh(name)
             outputs.append(written)
             others = sharing.others(name)
-            if not others or operator.type == "Alias":
+            if not others or operator.type in ALIASES:
                 continue
             if operator.type in _SHAPE_ONLY and name in operator.inputs:
                 sharing.reshape(name)
@@ -85,7 +86,7 @@ def rename(operators: Sequence[Operator], places: Sequence[str]) -> Renamed:
                 sharing.leave(name)
                 reason = f"shares memory with '{name}' (Alias), which operator {places[index]} {operator.type} then overwrites"
                 spoiled.update((fresh(other), reason) for other in others)
-        if operator.type == "Alias" and operator.inputs and operator.outputs:
+        if operator.type in ALIASES and operator.inputs and operator.outputs:
             sharing.join(operator.inputs[0], operator.outputs[0])
         steps.append(Step(index, places[index], operator, inputs, tuple(outputs)))
     return Renamed(tuple(steps), current, spoiled)

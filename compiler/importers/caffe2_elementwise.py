@@ -367,6 +367,7 @@ _MANY = {
 }
 _IDENTITIES = {
     "Alias": OpSpec(_same),
+    "AliasWithName": OpSpec(_same),
     "Copy": OpSpec(_same),
     "CopyFromCPUInput": OpSpec(_same),
     "EnsureCPUOutput": OpSpec(_same),

@@ -36,7 +36,6 @@ _DEVICES = "Copy; a compiled program has one memory"
 # Operator type -> the nearest thing that is supported.
 REWRITES: Mapping[str, str] = MappingProxyType(
     {
-        "AliasWithName": "Alias",
         "ConvTransposeUnpool": "ConvTranspose",
         "CopyCPUToGPU": _DEVICES,
         "CopyCPUToMKL": _DEVICES,
