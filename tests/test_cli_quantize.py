@@ -116,3 +116,18 @@ def test_samples_of_every_kind(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no column 'class'"):
         (tmp_path / "labels.csv").write_text("file,kind\na,1\n")
         read_classes(tmp_path / "labels.csv")
+
+
+def test_report_shows_every_layer_in_both_types(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["report", *MODEL, "--dtype", "int8", "--calibrate", str(pictures)]
+    found = document(capsys, *command, "--keep-float", "fc", "--measure")["quantization"]
+    layers = {layer["name"]: layer for layer in found["layers"]}
+    assert layers["fc"]["dtype"] == "float32" and layers["conv2/relu"]["dtype"] == "int8" and "fc" in found["keep_float"]
+    convolutions = [layer for layer in found["layers"] if layer["op"] == "conv"]
+    assert convolutions and all(layer["float_us"] > 0 and layer["int8_us"] > 0 for layer in convolutions)
+    assert all(20 < layer["alone_db"] < 80 for layer in convolutions)
+    assert invoke(command) == 0
+    out, _ = capsys.readouterr()
+    assert "estimated for x86-64-v3" in out and "most of the error comes from" in out and "conv2/relu" in out
+    assert invoke(["report", *MODEL, "--measure"]) == 2
+    assert "--measure compares int8 with float32" in capsys.readouterr().err

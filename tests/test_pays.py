@@ -19,11 +19,12 @@ from cortado.compiler.program import Operand, contiguous_strides
 from cortado.compiler.quantize.config import QuantizeConfig
 from cortado.compiler.quantize.pays import GAIN, WHOLE_GAIN, Costs, staying_float, total
 from cortado.compiler.quantize.plan import Plan, make_plan
-from cortado.compiler.quantize.quantize import assign, calibrate, integer_graph
+from cortado.compiler.quantize.quantize import assign, calibrate, integer_graph, summary
 from cortado.compiler.reference import run_graph
 from cortado.compiler.target import Target
 from cortado.errors import OptionError
 from cortado.execute import ReferenceExecutor
+from cortado.int8_report import costliest
 
 V3 = find_target("x86-64-v3")
 
@@ -137,3 +138,32 @@ def test_what_keep_float_refuses() -> None:
     name = everything["layers"][-1]["name"]
     kept = cortado.compile(graph, dtype="int8", calibration=record, keep_float=[name]).quantization
     assert kept is not None and kept["keep_float"] == [name]
+
+
+def test_errors_of_layers_alone_say_which_costs_most() -> None:
+    """One layer has an output channel a thousand times larger than the others, which its tensor's single scale then cannot hold."""
+    rng = np.random.default_rng(5)
+    net = Net()
+    x = net.input(1, 8, 8, 8)
+    good = net.conv(net.conv(x, 8, name="first"), 8, name="second")
+    attrs = {**good.node.attrs, "epilogue": ()}
+    uneven, narrow = (rng.standard_normal((8, 1, 1, 8)).astype(np.float32) for _ in range(2))
+    uneven[3] *= 1000
+    narrow[..., 3] /= 1000
+    middle = net.op("conv", good, net.number(uneven), **attrs, name="uneven_layer")
+    graph = net.graph(net.op("conv", middle, net.number(narrow), **attrs, name="last"))
+    feeds = [{"x0": rng.standard_normal((1, 8, 8, 8)).astype(np.float32)} for _ in range(4)]
+    record = calibrate(graph, feeds, ReferenceExecutor, QuantizeConfig("min_max", False, False))
+    found = summary(assign(graph, record), record)
+    alone = {layer["name"]: layer["alone_db"] for layer in found["layers"]}
+    assert set(alone) == {"first", "second", "uneven_layer", "last"}
+    assert costliest(found)[0][0] == "uneven_layer" and alone["uneven_layer"] < min(alone["first"], alone["second"]) - 10
+    assert record.decision is not None
+    total = record.decision.errors["min_max"]
+    assert 0.5 * total < sum(record.decision.alone.values()) < 2 * total
+    better = integer_graph(assign(graph, record, keep_float=["uneven_layer", "last"]))
+    errors = []
+    for made in (integer_graph(assign(graph, record)), better):
+        want, got = (next(iter(run_graph(g, feeds[0]).values())) for g in (graph, made))
+        errors.append(float(np.sum((want - got) ** 2)))
+    assert errors[1] < 0.1 * errors[0]
