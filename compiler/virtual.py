@@ -114,6 +114,16 @@ def _ceil_fallback(k: KernelBuilder, a: Val) -> Val:
     return _signed_like(k, k.select(near < a, near + 1.0, near), a)
 
 
+def _round_i32_meaning(a: Any) -> Any:
+    """Out of range: the smallest number, as x86-64 has it; elsewhere it may be another one."""
+    whole = np.rint(np.asarray(a, dtype=np.float64))
+    return np.where((whole >= -(2.0**31)) & (whole < 2.0**31), whole, -(2.0**31)).astype(np.int32)[()]
+
+
+def _round_i32_fallback(k: KernelBuilder, a: Val) -> Val:
+    return k.convert(k.virtual("round_even", a), Type("i32", a.type.lanes), "fptosi")
+
+
 def _leading_zeros_meaning(a: Any) -> Any:
     """frexp's exponent of a whole number is the number of its bits."""
     bits = np.frexp(np.asarray(a).view(np.uint32).astype(np.float64))[1]
@@ -183,6 +193,10 @@ def _same(a: Type, *_: Type) -> Type:
     return a
 
 
+def _word(a: Type) -> Type:
+    return Type("i32", a.lanes)
+
+
 def _single(a: Type) -> Type:
     return Type("f32", a.lanes)
 
@@ -196,6 +210,7 @@ _LIST = (
     Virtual("abs", _same, np.abs, _abs_fallback),
     Virtual("sqrt", _same, np.sqrt, _sqrt_fallback),  # correctly rounded
     Virtual("round_even", _same, np.rint, _round_even_fallback),  # to the nearest whole number, ties to the even one
+    Virtual("round_i32", _word, _round_i32_meaning, _round_i32_fallback),  # of f32, as round_even, to i32; in its range
     Virtual("floor", _same, np.floor, _floor_fallback),
     Virtual("ceil", _same, np.ceil, _ceil_fallback),
     Virtual("leading_zeros", _same, _leading_zeros_meaning, _leading_zeros_fallback),  # of i32; 32 of zero

@@ -67,11 +67,12 @@ CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "depthwise, two outputs": {
         "x": (1, 5, 6, 5), "w": (10, 3, 3, 1), "group": 5, "pads": 1, "dtype": "uint8", "rounding": "qnnpack",
     },
+    "depthwise, wide": {"x": (1, 5, 19, 18), "w": (18, 3, 3, 1), "group": 18, "pads": 1, "dtype": "uint8"},
     "depthwise, two outputs, dilated": {"x": (1, 5, 6, 17), "w": (34, 3, 3, 1), "group": 17, "pads": 1, "dilations": 2},
 }  # fmt: skip
 
 
-def fc(rows: Sequence[int], depth: int, outputs: int, beside: bool = False) -> Test:
+def fc(rows: Sequence[int], depth: int, outputs: int, beside: bool = False, how: dict[str, Any] | None = None) -> Test:
     random = np.random.default_rng(depth)
     arrays = [values(random, (*rows, depth), "uint8"), values(random, (outputs, depth), "int8")]
     arrays.append(random.integers(-900, 900, outputs).astype(np.int32))
@@ -79,7 +80,15 @@ def fc(rows: Sequence[int], depth: int, outputs: int, beside: bool = False) -> T
     if beside:
         arrays.append(values(random, (*rows, outputs), "int8"))
         inputs.append((arrays[3], quant(0.3, 4)))
-    return lower_q_fc, make_q("q_fc", inputs, result(0.4, 3), (1, 2)), arrays
+    return lower_q_fc, make_q("q_fc", inputs, how or result(0.4, 3), (1, 2)), arrays
+
+
+# Results that saturate at both ends, with scales for which 32-bit sums need care and for which they do not.
+SATURATED = [
+    fc((3,), 10, 9, beside, result(scale, 3, dtype, clamp=clamp))
+    for scale, beside in ((1e-4, False), (0.002, True), (0.02, False))
+    for dtype, clamp in (("int8", None), ("uint8", None), ("int8", (-20, 90)), ("uint8", (7, 99)))
+]
 
 
 def others() -> Iterator[Test]:
@@ -118,6 +127,16 @@ def test_interpreted(target: Any) -> None:
         check(lower, node, arrays, target, pad=1)
 
 
+@pytest.mark.parametrize("name", ["x86-64", "x86-64-v3", "cascadelake", "aarch64"])
+def test_saturation(name: str) -> None:
+    target = find_target(name)
+    for lower, node, arrays in SATURATED:
+        got = check(lower, node, arrays, target, pad=1)
+        assert {got.min(), got.max()} == {node.attrs["lo"], node.attrs["hi"]}
+        if name in runnable_targets():
+            check(lower, node, arrays, target, how="native", pad=1)
+
+
 @pytest.mark.parametrize("target", INTERPRETED[::3], ids=lambda target: target.name)
 def test_others_interpreted(target: Any) -> None:
     for lower, node, arrays in others():
@@ -133,7 +152,7 @@ def test_native(name: str) -> None:
     target = find_target(base)
     if name == "sixteen lanes":
         target = replace(target, vector_bits=512)
-    for lower, node, arrays in [*PRODUCTS[:5], *PRODUCTS[9:11], *others()]:
+    for lower, node, arrays in [*PRODUCTS[:5], *PRODUCTS[9:11], *PRODUCTS[12:13], *others()]:
         want = evaluate(node, arrays)[0]
         got = run_lowered(lower, node, arrays, target, how="native")
         assert got.tobytes() == want.tobytes(), (node.op, dict(node.attrs))

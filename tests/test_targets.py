@@ -24,7 +24,7 @@ MNEMONICS = {
         "round_even": r"v?(round|rndscale)[ps][sd]\s+\$(8|12|4|0)", "floor": r"v?(round|rndscale)[ps][sd]\s+\$(9|1),",
         "ceil": r"v?(round|rndscale)[ps][sd]\s+\$(10|2),", "f16_to_f32": "vcvt(ph2ps|sh2ss)", "f32_to_f16": "vcvt(ps2ph|ss2sh)",
         "dot2": r"v?p(maddwd|dpwssd)", "dot4": "vpdpbusd", "flip_signs": "vp?xor(d|ps)?",
-        "prefetch": "prefetch",
+        "prefetch": "prefetch", "round_i32": "v?cvtps2dq",
     },
     "aarch64": {
         "fma": r"fml?add?|fmla", "abs": "fabs", "sqrt": "fsqrt", "round_even": "frintn", "floor": "frintm", "ceil": "frintp",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from cortado.backends.targets.conversions import round_rows
 from cortado.backends.targets.dots import x86_dots
 from cortado.backends.targets.rows import PREFETCH, float_rows, half_rows
 from cortado.backends.targets.systems import SYSTEMS
@@ -79,6 +80,7 @@ def make(name: str, cpu: str, additions: Iterable[str], system: str, memories: t
             *float_rows(rows, bits, ("f32", "f64")),
             *(half_rows("+f16c", bits) if "f16c" in features else ()),
             *x86_dots(features, bits),
+            *round_rows(bits),
             PREFETCH,
         ),
         memories=memories or (Memory("l1", 32 << 10), Memory("l2", 512 << 10), Memory("l3", 8 << 20)),

@@ -16,7 +16,8 @@ from cortado.compiler.graph import Node
 from cortado.compiler.kernels.depthwise import MOST_OUTPUTS, Layer, choose_cuts, depthwise_driver, pack_steps
 from cortado.compiler.kernels.depthwise_block import Block, BlockSpec
 from cortado.compiler.kernels.geometry import conv_geometry
-from cortado.compiler.kernels.requantize import Requantization, load_bytes, multiplier_rows, store_bytes, widened
+from cortado.compiler.kernels.quantized_depthwise_rows import lower_q_rows, serves_q_rows
+from cortado.compiler.kernels.requantize import Requantization, load_bytes, multiplier_rows, widened
 from cortado.compiler.kernels.tiling import core_of
 from cortado.compiler.lang import Kernel
 from cortado.compiler.ops.quantized import output_scales
@@ -35,6 +36,8 @@ def lower_q_depthwise(
     node: Node, ins: Sequence[Operand], outs: Sequence[Operand], w: np.ndarray, epilogue: Requantization, target: Target
 ) -> list[KernelCall]:
     """x[N,*S,C], w[C*multiplier,*K,1] without zero points -> out[N,*OS,C*multiplier]."""
+    if serves_q_rows(node, target):
+        return lower_q_rows(node, ins, outs, w, epilogue, target)
     x, out = ins[0], outs[0]
     channels = x.shape[-1]
     core, multiplier = core_of(target, "i32"), out.shape[-1] // channels
@@ -120,4 +123,4 @@ class _QuantizedBlock(Block):
                 at = self.moved(residual, p["residual_pixel"] * r)
                 beside = load_bytes(k, at, spec.lanes, self.lanes_of(v, outputs), v * spec.lanes)
             narrow.append(kind.narrowed(k, value, [of_row[v] for of_row in rows], beside))
-        store_bytes(k, self.moved(out, p["out_pixel"] * r), narrow, outputs)
+        kind.store(k, self.moved(out, p["out_pixel"] * r), narrow, outputs)

@@ -46,12 +46,13 @@ def whole_filtering(m: int) -> WholeFiltering:
         output = [[2, 1, 1, 0], [0, 1, -1, -2]]
         filters = [[1, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 1]]
         inputs = [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]
-        return WholeFiltering(2, *map(np.array, (output, filters, inputs)), 1, (1, 1))
+        return WholeFiltering(2, np.array(output), np.array(filters), np.array(inputs), 1, (1, 1))
     assert m == 4, "F(2, 3) and F(4, 3) alone"
     output = [[6, 4, 4, 1, 1, 0], [0, 2, -2, 1, -1, 0], [0, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 6]]
     filters = [[1, 0, 0], [-1, -1, -1], [-1, 1, -1], [1, 2, 4], [1, -2, 4], [0, 0, 1]]
     inputs = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0]]
-    return WholeFiltering(4, *map(np.array, (output, filters, [*inputs, [0, 4, 0, -5, 0, 1]])), 3, (3, 2, 1, 1))
+    inputs += [[0, 4, 0, -5, 0, 1]]
+    return WholeFiltering(4, np.array(output), np.array(filters), np.array(inputs), 3, (3, 2, 1, 1))
 
 
 def transform_input(f: WholeFiltering, values: Sequence[Val]) -> list[Val]:

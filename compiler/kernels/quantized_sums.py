@@ -11,10 +11,12 @@ from cortado.compiler.kernels.quantized_tile import Dot
 from cortado.compiler.kernels.requantize import Requantization
 from cortado.compiler.kernels.tiling import Core, core_of
 from cortado.compiler.lang import I32
-from cortado.compiler.ops.quantized import residual_scale, weight_quant
+from cortado.compiler.ops.quantized import output_scales, residual_scale, weight_quant
 from cortado.compiler.ops.requantize import scale_of
 from cortado.compiler.target import Target
 from cortado.errors import UnsupportedError
+
+TAME = 0.5  # a scale up to which sums of 32 bits stay far within 32 bits
 
 
 def centred_weights(node: Node) -> np.ndarray:
@@ -51,7 +53,9 @@ def requantization(node: Node) -> Requantization:
         scale, zero = residual_scale(types, attrs)
         beside, signed = (int(scale.view(np.uint32)), zero), types[3].dtype == "int8"
     zero = attrs["quant"].zero_points[0]
-    return Requantization(True, len(types) == 4, None, attrs["rounding"], zero, attrs["lo"], attrs["hi"], beside, signed)
+    most = float(np.max(output_scales(types, attrs), initial=0.0))
+    tame = most <= TAME and (len(types) < 4 or float(scale) <= TAME * 2**20)
+    return Requantization(True, len(types) == 4, None, attrs["rounding"], zero, attrs["lo"], attrs["hi"], beside, signed, tame)
 
 
 def folded_bias(node: Node, w: np.ndarray, dot: Dot) -> np.ndarray:

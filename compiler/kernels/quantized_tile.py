@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from cortado.compiler.builder import Val
-from cortado.compiler.kernels.requantize import Requantization, load_bytes, store_bytes
+from cortado.compiler.kernels.requantize import Requantization, load_bytes
 from cortado.compiler.kernels.tile import Tile, TileSpec
 from cortado.compiler.lang import I32, Kernel, Type
 from cortado.compiler.target import Target
@@ -75,4 +75,4 @@ class _QuantizedTile(Tile):
             for v in range(spec.vectors):
                 residual = load_bytes(k, beside[r], self.lanes, self.lanes_of(v), v * self.lanes) if beside else None
                 values.append(kind.narrowed(k, accumulators[r * spec.vectors + v], rows[v], residual))
-            store_bytes(k, outs[r], values, (spec.vectors - 1) * self.lanes + self.lanes_of(spec.vectors - 1))
+            kind.store(k, outs[r], values, (spec.vectors - 1) * self.lanes + self.lanes_of(spec.vectors - 1))

@@ -10,7 +10,7 @@ from functools import partial
 
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.kernels.quantized_filtering import WholeFiltering, transform_input, transform_output, true_sum
-from cortado.compiler.kernels.requantize import Requantization, load_bytes, store_bytes
+from cortado.compiler.kernels.requantize import Requantization, load_bytes
 from cortado.compiler.lang import I8, INDEX, PTR, Kernel, Type
 from cortado.compiler.target import Target
 
@@ -78,7 +78,7 @@ def output_kernel(f: WholeFiltering, border: bool, kind: Requantization, target:
         if residual is not None:
             beside = load_bytes(k, k.offset(residual, p["r_row"] * i + p["r_pixel"] * j, "i8"), vector.lanes, vector.lanes, 0)
         place = k.offset(out, p["o_row"] * i + p["o_pixel"] * j, "i8")
-        store_bytes(k, place, [kind.narrowed(k, acc, head[1:], beside)], vector.lanes)
+        kind.store(k, place, [kind.narrowed(k, acc, head[1:], beside)], vector.lanes)
 
     def tile(number: Val) -> None:
         at = k.offset(p["m"], number * p["m_tile"], "i32")

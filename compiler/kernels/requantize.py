@@ -6,7 +6,7 @@ rounding a 31-bit multiplier and a shift).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +93,7 @@ class Requantization(EpilogueKind):
     """The epilogue of quantized sums. zero, lo, hi: of the result.
 
     beside: float32 bits of the residual's scale and its zero point. signed: whether residual bytes have a sign.
+    tame: no sum of 32 bits becomes so large by its scale that conversions to integers do not hold it.
     """
 
     rounding: str = "even"
@@ -101,6 +102,7 @@ class Requantization(EpilogueKind):
     hi: int = 127
     beside: tuple[int, int] = (0, 0)
     signed: bool = True
+    tame: bool = False
 
     @property
     def header(self) -> int:
@@ -109,8 +111,15 @@ class Requantization(EpilogueKind):
     def stored(self, scalar: str) -> str:
         return "i8"
 
+    def converts(self, k: KernelBuilder, lanes: int) -> bool:
+        """Whether rounding is one instruction, and clamping that of narrowing to bytes."""
+        return self.tame and self.rounding == "even" and k.target.has("round_i32", F32.with_lanes(lanes))
+
     def narrowed(self, k: KernelBuilder, acc: Val, rows: Sequence[Val], residual: Val | None) -> Val:
-        """The result of each lane, as i32. rows: the multipliers' rows for these channels, as words. residual: bytes."""
+        """The result of each lane, as i32; unclamped where it `converts`. rows: the multipliers' rows for these channels, as words.
+
+        residual: bytes.
+        """
         lanes = acc.type.lanes
         if self.rounding == "qnnpack":
             value = shifted_away(k, rounded_product(k, acc, rows[0]), rows[1])
@@ -121,7 +130,25 @@ class Requantization(EpilogueKind):
             scale = float(np.array(self.beside[0], np.uint32).view(np.float32))
             moved = widened(k, residual, self.signed) - self.beside[1]
             value = value + k.convert(moved, single, "sitofp") * scale
+        if self.converts(k, lanes):
+            return k.virtual("round_i32", value) + self.zero
         return rounded_even(k, value, self.zero, self.lo, self.hi)
+
+    def store(self, k: KernelBuilder, place: Val, values: Sequence[Val], count: int) -> None:
+        """The first `count` lanes of what `narrowed` gave, as bytes. Clamping all of a byte's range is what saturating instructions do."""
+        if not self.converts(k, values[0].type.lanes):
+            store_bytes(k, place, values, count)
+            return
+        low, high = (-128, 127) if self.lo < 0 else (0, 255)
+
+        def clamp(words: Val) -> Val:
+            narrow = k.convert(k.max(k.min(words, high), low), Type("i8", words.type.lanes), "trunc")
+            if (self.lo, self.hi) == (low, high):
+                return narrow
+            least, most = ("smax", "smin") if low < 0 else ("umax", "umin")
+            return k.binary(most, k.binary(least, narrow, self.lo), self.hi)
+
+        store_bytes(k, place, values, count, clamp)
 
 
 def multiplier_rows(scales: np.ndarray, rounding: str) -> np.ndarray:
@@ -131,19 +158,25 @@ def multiplier_rows(scales: np.ndarray, rounding: str) -> np.ndarray:
     return np.array([q31_multiplier(scale) for scale in scales], np.int32).T
 
 
-def store_bytes(k: KernelBuilder, place: Val, values: Sequence[Val], count: int) -> None:
-    """The low bytes of the first `count` lanes of the vectors, one after another."""
+def low_bytes(words: Val) -> Val:
+    return words.k.convert(words, Type("i8", words.type.lanes), "trunc")
+
+
+def store_bytes(
+    k: KernelBuilder, place: Val, values: Sequence[Val], count: int, narrow: Callable[[Val], Val] = low_bytes
+) -> None:
+    """The first `count` lanes of the vectors, one after another, made bytes by `narrow`."""
     lanes = values[0].type.lanes
     if lanes == 1:
         for at, value in enumerate(values[:count]):
-            k.store(place, k.convert(value, Type("i8"), "trunc"), at)
+            k.store(place, narrow(value), at)
         return
     joined = list(values)
     while len(joined) > 1:
         joined += joined[-1:] * (len(joined) % 2)
         width = 2 * joined[0].type.lanes
         joined = [k.shuffle(a, b, range(width)) for a, b in zip(joined[::2], joined[1::2], strict=True)]
-    whole = k.convert(joined[0], Type("i8", joined[0].type.lanes), "trunc")
+    whole = narrow(joined[0])
     if _masks_bytes(k) and (count.bit_count() > 2 or (count % 4 and count > 4)):
         k.store_lanes(place, whole, count)
         return
