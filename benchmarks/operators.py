@@ -47,7 +47,7 @@ from cortado.runtime.memory import LoadedCode
 from cortado.runtime.pool import ThreadPool
 
 MOST = 1.2  # what --check allows
-TOLERANCE = 1e-5  # of the largest value
+TOLERANCE = 1e-4  # of the largest value
 TURN_SECONDS = 0.002  # of one engine before the next has its turn
 UNROLL = 8
 
