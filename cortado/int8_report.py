@@ -46,7 +46,7 @@ def costliest(found: Mapping[str, Any], count: int = 3) -> list[tuple[str, float
 def _inputs(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Tensors that no int8 layer makes."""
     made = {layer["tensor"] for layer in found["layers"] if layer["op"] not in MOVES}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for number, tensor in enumerate(found["tensors"]):
         if number not in made:
             rows.append((tensor["name"], "", "", *_numbers(tensor), "", "", _db(tensor["snr_db"]), ""))
