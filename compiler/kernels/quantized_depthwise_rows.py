@@ -15,7 +15,7 @@ import numpy as np
 from cortado.compiler.builder import KernelBuilder, Number, Val
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.geometry import Axis, Segment, segments
-from cortado.compiler.kernels.requantize import Requantization, load_bytes, multiplier_rows
+from cortado.compiler.kernels.requantize import Requantization, load_bytes, multiplier_rows, widened
 from cortado.compiler.lang import INDEX, PTR, Kernel, Type
 from cortado.compiler.ops.quantized import output_scales
 from cortado.compiler.ops.requantize import scale_of
@@ -148,9 +148,12 @@ class _Block:
         rows += rows[-1:] * (spec.inputs % 2)  # its weights are zero
         found = []
         for above, below in zip(rows[::2], rows[1::2], strict=True):
+            if lanes > 8:  # bytes of so many channels would have to change between the registers' parts to be woven
+                low, high = (widened(k, row, spec.signed) for row in (above, below))
+                found.append((low & 0xFFFF) | (high << 16))
+                continue
             woven = k.shuffle(above, below, [i // 2 + i % 2 * lanes for i in range(2 * lanes)])
-            wide = k.convert(woven, Type("i16", 2 * lanes), "sext" if spec.signed else "zext")
-            found.append(k.convert(wide, self.vector, "bitcast"))
+            found.append(k.convert(widened(k, woven, spec.signed, "i16"), self.vector, "bitcast"))
         return found
 
     def finish(self, row: int, r: int, total: Val, rows: list[Val], out: Val, residual: Val | None, count: int) -> None:
