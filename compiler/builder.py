@@ -198,7 +198,7 @@ class KernelBuilder:
         """The first `count` lanes (known while recording) of a vector; the rest are zero and their memory is not touched."""
         if count == type_.lanes:
             return self.load(ptr, type_, index)
-        if self.target.masked and (self.target.vector_bits > 256 or BYTES[type_.scalar] >= 4):
+        if self.target.masked and (self.target.vector_bits > 256 or BYTES[type_.scalar] >= 4) and not _is_short(type_, count):
             return self.masked_load(ptr, type_, self.first_lanes(type_.lanes, count), index)
         base = self._index(index)
         whole: Val | None = None
@@ -217,8 +217,8 @@ class KernelBuilder:
         lanes = value.type.lanes
         if count == lanes:
             self.store(ptr, value, index)
-        elif self.target.masked and self.target.vector_bits > 256:
-            # AVX2's masked stores take tens of micro-operations on AMD's cores; at most three parts do not
+        elif self.target.masked and self.target.vector_bits > 256 and not _is_short(value.type, count):
+            # AVX2's masked stores take tens of micro-operations on AMD's cores; at most three parts do not.
             self.masked_store(ptr, value, self.first_lanes(lanes, count), index)
         else:
             base = self._index(index)
@@ -328,6 +328,11 @@ class KernelBuilder:
         node = self._effect(kind, VOID, args)
         node.blocks = blocks
         return tuple(self._effect("result", value.type, (node,), i) for i, value in enumerate(results))
+
+
+def _is_short(type_: Type, count: int) -> bool:
+    """Whether so many lanes are a shorter vector, or a word, which needs no mask."""
+    return count.bit_count() == 1 and count * BYTES[type_.scalar] >= 4
 
 
 def _pieces(count: int) -> list[tuple[int, int]]:
