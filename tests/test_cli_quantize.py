@@ -12,6 +12,9 @@ from PIL import Image
 
 import cortado
 from cortado.cli.main import invoke
+from cortado.cli.options import METHODS
+from cortado.compiler.quantize.ranges import METHODS as RANGE_METHODS
+from cortado.compiler.quantize.record import load_record
 from cortado.digits import as_picture, held_out, model_folder, network_input
 from cortado.errors import InputError
 from cortado.samples import read_classes, read_samples
@@ -131,3 +134,23 @@ def test_report_shows_every_layer_in_both_types(pictures: Path, capsys: pytest.C
     assert "estimated for x86-64-v3" in out and "most of the error comes from" in out and "conv2/relu" in out
     assert invoke(["report", *MODEL, "--measure"]) == 2
     assert "--measure compares int8 with float32" in capsys.readouterr().err
+
+
+def test_a_calibration_goes_on_where_it_was_kept(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, both = tmp_path / "first.npz", tmp_path / "both.npz"
+    compile_ = ["compile", *MODEL, "--dtype", "int8", "--calibrate", str(pictures), "--calibration-samples", "20"]
+    kept = ["--calibration-method", "min_max", "--save-calibration"]
+    assert invoke([*compile_, *kept, str(first), "-o", str(tmp_path / "one")]) == 0
+    assert invoke([*compile_, "--resume-calibration", str(first), *kept, str(both), "-o", str(tmp_path / "two")]) == 0
+    one, two = load_record(first), load_record(both)
+    assert one.samples == 20 and two.samples == 40 and two.decision is not None and two.decision.method == "min_max"
+    manifest = json.loads((tmp_path / "two" / "manifest.json").read_text())
+    assert manifest["quantization"]["calibration"] == two.sha256 != one.sha256
+    capsys.readouterr()
+    refused = ["compile", *MODEL, "--dtype", "int8", "--calibrate", str(first), "--resume-calibration", str(first)]
+    assert invoke([*refused, "-o", str(tmp_path / "three")]) == 2
+    assert "is a finished calibration" in capsys.readouterr().err
+
+
+def test_the_methods_of_the_command_line_are_all_there_are() -> None:
+    assert tuple(RANGE_METHODS) == METHODS

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 Shape = tuple[int, ...]
 COMPILE_KEYS = (
-    "target", "name", "dtype", "calibrate", "calibration_samples", "save_calibration", "keep_float", "io_dtype", "threads",
+    "target", "name", "dtype", "calibrate", "calibration_samples", "save_calibration", "resume_calibration", "calibration_method",
+    "keep_float", "io_dtype", "threads",
     "separate_weights", "strict",
     "tuning",
 )  # fmt: skip
-CALIBRATION_KEYS = ("calibrate", "calibration_samples", "save_calibration")
+CALIBRATION_KEYS = ("calibrate", "calibration_samples", "save_calibration", "resume_calibration", "calibration_method")
+METHODS = ("extended", "min_max", "moving_average", "percentile", "entropy", "mean_square_error")
 
 
 class InputShape(click.ParamType):
@@ -136,9 +138,16 @@ class CompileArguments:
         if isinstance(path, CalibrationRecord):
             return path
         if path.is_file() and is_record(path):
+            if set(self.given) & {"resume_calibration", "calibration_method"}:
+                raise OptionError(
+                    f"{path} is a finished calibration; --resume-calibration and --calibration-method go with samples"
+                )
             return load_record(path)
+        before = load_record(self.given["resume_calibration"]) if "resume_calibration" in self.given else None
         samples = read_samples(path, graph, preprocess, 0, self.given.get("calibration_samples"))
-        record = cortado.calibrate(graph, (sample.feeds for sample in samples), progress=stage_shower())
+        feeds = (sample.feeds for sample in samples)
+        method = self.given.get("calibration_method")
+        record = cortado.calibrate(graph, feeds, method=method, before=before, progress=stage_shower())
         if "save_calibration" in self.given:
             record.save(self.given["save_calibration"])
         return record
@@ -242,6 +251,10 @@ def compile_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="FILE.npz",
             help="Keep what was observed.",
         ),
+        click.option("--resume-calibration", type=FILE, metavar="FILE.npz", help="Go on from what was kept of earlier inputs."),
+        click.option(
+            "--calibration-method", type=click.Choice(METHODS), help="How ranges are found; else by the error at the outputs."
+        ),
         click.option(
             "--keep-float",
             multiple=True,
@@ -249,7 +262,9 @@ def compile_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="For int8: a node that stays float32 (repeat for more), none, or what int8 would make slower (the default).",
         ),
         click.option(
-            "--io-dtype", type=click.Choice(["float32", "int8", "uint8"]), help="Inputs and outputs of an int8 model; else float32."
+            "--io-dtype",
+            type=click.Choice(["float32", "int8", "uint8"]),
+            help="Inputs and outputs of an int8 model; else float32.",
         ),
         click.option(
             "--threads", type=click.IntRange(1), help="Threads to plan for, and to run with; a bundle runs with any number."
