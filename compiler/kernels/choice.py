@@ -18,7 +18,7 @@ class Direct:
 
     vectors: of output channels in a panel. rows, last_rows: most pixels of a tile, of full panels and of the last one.
     k_parts: parts of the channels, each summed before the next is begun. blocks: of pixels that pass all panels before the next.
-    ahead: tiles fetch the weights of the next panel.
+    ahead: tiles fetch the weights of the next panel. fill: the last panel has a multiple of so many vectors, if need be without channels.
     """
 
     vectors: int
@@ -27,6 +27,7 @@ class Direct:
     k_parts: int | None = None
     blocks: int | None = None
     ahead: bool | None = None
+    fill: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,4 +103,5 @@ def describe(choice: Choice | None) -> str:
     words = [f"{choice.rows}x{choice.vectors}" if choice.rows else f"{choice.last_rows}x{choice.vectors}"]
     words += [f"k/{choice.k_parts}"] * (choice.k_parts is not None) + [f"blocks {choice.blocks}"] * (choice.blocks is not None)
     words += [] if choice.ahead is None else ["ahead" if choice.ahead else "not ahead"]
+    words += [] if choice.fill is None else [f"fill {choice.fill}"]
     return " ".join(words)

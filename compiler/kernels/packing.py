@@ -138,7 +138,8 @@ class _Packer:
         tail = panels.tail if last else panels.lanes
         if distance == 1:
             for v in range(vectors):
-                value = k.load_lanes(start, self.vector, tail if v == vectors - 1 else panels.lanes, v * panels.lanes)
+                there = min(panels.lanes, max(0, tail + (vectors - 1 - v) * panels.lanes))
+                value = k.load_lanes(start, self.vector, there, v * panels.lanes)
                 k.store(to, value, v * panels.lanes)
         else:
             count = (vectors - 1) * panels.lanes + tail

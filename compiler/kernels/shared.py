@@ -59,14 +59,14 @@ def _shared_tiles(problem: Problem, own: Core, reference: Core, cores: Sequence[
     widest = max(core.lanes for core in cores)
     best: tuple[float, int] | None = None
     for width in range(widest, MOST_CHANNELS + 1, widest):
-        found = [_tiles(problem, core, width) for core in cores]
+        found = [_tiles(problem, core, width, widest) for core in cores]
         if None not in found:
             cost = sum(cycles for cycles, _ in filter(None, found))
             if best is None or cost < best[0]:
                 best = cost, width
     if best is None:
         return None
-    mine, its = _tiles(problem, own, best[1]), _tiles(problem, reference, best[1])
+    mine, its = _tiles(problem, own, best[1], widest), _tiles(problem, reference, best[1], widest)
     assert mine is not None and its is not None
     panels = choose_panels(reference, outputs, geometry.width.outputs, geometry.depth_of_sum, its[1])
     count = 1
@@ -76,12 +76,16 @@ def _shared_tiles(problem: Problem, own: Core, reference: Core, cores: Sequence[
     return replace(mine[1], k_parts=-(-geometry.channels // partition.k_part))
 
 
-def _tiles(problem: Problem, core: Core, width: int) -> tuple[float, Direct] | None:
-    """The fastest tiles with panels of `width` channels, and how much slower than the core's best they are."""
+def _tiles(problem: Problem, core: Core, width: int, widest: int) -> tuple[float, Direct] | None:
+    """The fastest tiles with panels of `width` channels, and how much slower than the core's best they are.
+
+    widest: lanes of the widest core: that many channels are the least that a panel holds.
+    """
     geometry, _, outputs = problem
-    ranked = panel_choices(core, outputs, geometry.width.outputs, geometry.depth_of_sum)
-    vectors = min(width // core.lanes, -(-outputs // core.lanes))
+    filled = -(-outputs // widest) * widest
+    ranked = panel_choices(core, filled, geometry.width.outputs, geometry.depth_of_sum)
+    vectors = min(width, filled) // core.lanes
     for cycles, tiles in ranked:
         if tiles.vectors == vectors:
-            return cycles / ranked[0][0], tiles
+            return cycles / ranked[0][0], replace(tiles, fill=widest // core.lanes)
     return None

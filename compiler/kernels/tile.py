@@ -41,7 +41,8 @@ class Part:
 class TileSpec:
     """What shapes a tile's code.
 
-    scalar: "f32" or "f64". rows: output pixels. vectors: vectors of output channels, the last of which has `tail` lanes.
+    scalar: "f32" or "f64". rows: output pixels. vectors: vectors of output channels, the last of which has `tail` lanes (or as many
+    are missing before it, where tail is negative).
     groups: per group of taps the pixels [first, stop) that see it, in the order of the weights; taps nobody sees may have an empty one.
     merged: the taps of a group are neighbours in memory, so its k is one run; else there is a loop over taps.
     loops: 0 where the kernel has one row, 1 for a loop over kernel rows, 2 for one over kernel planes around it.
@@ -174,7 +175,7 @@ class Tile:
         return self.k.load_lanes(base, self.vector, self.lanes_of(v), v * self.lanes)
 
     def lanes_of(self, v: int) -> int:
-        return self.spec.tail if v == self.spec.vectors - 1 else self.lanes
+        return min(self.lanes, max(0, self.spec.tail + (self.spec.vectors - 1 - v) * self.lanes))
 
     def combine(self, accumulators: list[Val]) -> list[Val]:
         """Sums of the partial sums, pairwise."""

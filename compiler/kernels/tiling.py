@@ -125,7 +125,8 @@ def stores_far(core: Core, geometry: Geometry, outputs: int, groups: int) -> boo
 class Panels:
     """The output channels of one group, cut into panels of vectors: `bodies` of `vectors`, then perhaps one of `last` vectors.
 
-    The very last vector holds `tail` channels; a panel that has it is always the `last`. rows, last_rows: most pixels of their tiles.
+    The very last vector holds `tail` channels; a panel that has it is always the `last`. Where the vectors were filled up to a round number
+    and the very last ones hold none, tail is 0 or less: the channels before them that are missing. rows, last_rows: most pixels of their tiles.
     """
 
     lanes: int
@@ -150,7 +151,7 @@ def choose_panels(core: Core, outputs: int, pixels: int, depth: int, direct: Dir
     if direct is not None:
         if not core.fits(1, direct.vectors) or max(direct.rows, direct.last_rows) > core.rows:
             raise ValueError(f"tiles of {direct.rows} or {direct.last_rows} rows by {direct.vectors} vectors are too large")
-        return _panels(core, outputs, direct.vectors, direct.rows, direct.last_rows)
+        return _panels(core, outputs, direct.vectors, direct.rows, direct.last_rows, direct.fill or 1)
     best: tuple[float, Panels] | None = None
     for vectors in range(-(-outputs // core.lanes), 0, -1):
         if not core.fits(1, vectors):
@@ -177,8 +178,9 @@ def panel_choices(core: Core, outputs: int, pixels: int, depth: int, far: bool =
     return sorted(((cycles, direct) for direct, cycles in found.items()), key=lambda entry: entry[0])
 
 
-def _panels(core: Core, outputs: int, vectors: int, rows: int, last_rows: int) -> Panels:
-    total = -(-outputs // core.lanes)
+def _panels(core: Core, outputs: int, vectors: int, rows: int, last_rows: int, fill: int = 1) -> Panels:
+    """fill: the number of vectors is a multiple of it."""
+    total = -(-outputs // (core.lanes * fill)) * fill
     tail = outputs - (total - 1) * core.lanes
     bodies, last = divmod(total, min(vectors, total))
     if not last and tail < core.lanes:
