@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cortado.compiler.builder import KernelBuilder, Number, Val
 from cortado.compiler.kernels.epilogue import EpilogueKind
@@ -49,10 +50,11 @@ class Contraction:
         return 1 + sum((axis.count - 1) * axis.weights for axis in self.groups)
 
 
+@lru_cache(maxsize=256)
 def contraction_driver(
     family: str, layer: Contraction, core: Core, target: Target, tile_kernel: Callable[[TileSpec, Target], Kernel]
 ) -> Kernel:
-    """A driver (a, packed weights, [residual], out, begin, end). tile_kernel: records the tiles."""
+    """A driver (a, packed weights, [residual], out, begin, end). tile_kernel: records the tiles. Networks repeat layers, so it is kept."""
     return _Driver(family, layer, core, target, tile_kernel).record()
 
 
