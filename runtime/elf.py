@@ -10,6 +10,7 @@ from cortado.errors import FormatError
 X86_64, AARCH64, ARM = 62, 183, 40
 _SYMTAB, _RELA, _NOBITS, _REL = 2, 4, 8, 9
 WRITE, ALLOC, EXEC = 1, 2, 4
+_USUAL = 64  # bytes: longer than most names
 UNDEFINED, ABSOLUTE, COMMON = 0, 0xFFF1, 0xFFF2
 
 
@@ -103,7 +104,9 @@ def _relocation(data: memoryview, at: int, section: int, wide: bool, explicit: b
 
 
 def _text(data: memoryview, at: int) -> str:
-    end = at
-    while data[end]:
-        end += 1
-    return bytes(data[at:end]).decode()
+    size = _USUAL
+    while b"\0" not in (piece := bytes(data[at : at + size])):
+        if at + size >= len(data):
+            raise ValueError("a name without an end")
+        size *= 2
+    return piece[: piece.index(b"\0")].decode()
