@@ -142,7 +142,9 @@ def _products(plan: _Plan, w: np.ndarray, v: Ref, sums: Ref) -> KernelCall:
     layer = Contraction("i32", geometry, groups, panels, partition, EpilogueKind())
     kernel = contraction_driver("q_winograd", layer, core, plan.target, dot.tile_kernel)
     packed = packed_words(plan.f.filters(w), dot)[:, :, geometry.weight_order(partition.k_part)]
-    return KernelCall(kernel, (v, Ref("weights", array=pack_panels(packed, None, panels)), sums), partition.tasks, partition.blocks)
+    return KernelCall(
+        kernel, (v, Ref("weights", array=pack_panels(packed, None, panels)), sums), partition.tasks, partition.blocks
+    )
 
 
 def _matrix(rows: int, columns: int) -> Operand:
