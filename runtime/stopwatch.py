@@ -14,7 +14,6 @@ import numpy as np
 
 from cortado.backends.codegen import compile_modules
 from cortado.backends.llvm import emit_module, symbol
-from cortado.compiler.lang import Kernel
 from cortado.compiler.program import KernelCall, Operand
 from cortado.compiler.target import Target
 from cortado.runtime.memory import LoadedCode
@@ -118,10 +117,7 @@ def timed_layers(candidates: Sequence[Sequence[KernelCall]], target: Target, ben
 
 def _module(calls: Sequence[KernelCall], target: Target) -> str:
     """The kernels, and layer_timed(places, clocks): reads the clock, makes the calls, reads the clock."""
-    kernels: dict[str, Kernel] = {}
-    for call in calls:
-        for kernel in (*call.kernel.callees(), call.kernel):
-            kernels.setdefault(kernel.name, kernel)
+    kernels = {kernel.name: kernel for call in calls for kernel in (*call.kernel.callees(), call.kernel)}
     body = ["  %clock = load ptr, ptr %places, align 8", _clock(0)]
     place = 0
     for call in calls:
