@@ -28,10 +28,8 @@ MOST_PIXELS = 8  # of a block
 MOST_OUTPUTS = 4  # per channel; with more, the outputs of one channel are vectors of a grouped convolution
 
 LINE = 64  # bytes of a cache line
-STREAMS, CROWDED = (
-    18,
-    0.08,
-)  # lines that are read side by side from beyond the second cache level; each more costs that part of a trip
+STREAMS = 18  # lines that can be read side by side from beyond the second cache level
+CROWDED = 0.08  # of a trip, for each more
 CONFLICT = 1.5  # times: pixels whose distance puts them on the same cache sets drive out each other's half-used lines
 
 
