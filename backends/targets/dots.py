@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Sequence
 
 from cortado.backends.llvm import Function, ir_type
 from cortado.backends.targets.rows import lengths
-from cortado.compiler.dots import SIGNS
 from cortado.compiler.lang import Type
 from cortado.compiler.target import Row
 
+_SIGNS = -0x7F7F7F80  # the sign bits of the four bytes of a word
 _PAIRS = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
 
 
@@ -32,7 +32,7 @@ def _flip_signs(function: Function, result: Type, args: Sequence[tuple[str, str]
     """An exclusive or that LLVM's simplifications do not take for one: they would do it before the broadcast of a word, in registers,
     where one instruction can read, spread and flip it."""
     lanes, kind = result.lanes, ir_type(result, function.target)
-    whole = [args[0], (kind, f"splat (i32 {SIGNS})"), (f"<{lanes} x i1>", "splat (i1 true)"), ("i32", str(lanes))]
+    whole = [args[0], (kind, f"splat (i32 {_SIGNS})"), (f"<{lanes} x i1>", "splat (i1 true)"), ("i32", str(lanes))]
     return function.intrinsic(f"llvm.vp.xor.v{lanes}i32", kind, whole)
 
 
