@@ -44,8 +44,8 @@ def fused(graph: Graph, threads: int = 1, limit: int | None = None) -> Graph:
 
 def test_an_inverted_residual_is_one_operator() -> None:
     net = Net()
-    x = net.input(1, 64, 64, 8)
-    first, second, third = block(net, x, 64, 8)
+    x = net.input(1, 96, 96, 8)
+    first, second, third = block(net, x, 96, 8)
     assert third.node.attrs["epilogue"] == (("bias",),)
     summed = net.op("conv", *third.node.inputs, x, **{**third.node.attrs, "epilogue": (("bias",), ("residual",))})
     after = fused(net.graph(summed))
@@ -66,7 +66,7 @@ def test_what_somebody_else_reads_is_computed(wanted: int) -> None:
     """An output's value, and one that another node reads."""
     for as_output in (True, False):
         net = Net()
-        *middle, last = block(net, net.input(1, 64, 64, 8), 64, 8)
+        *middle, last = block(net, net.input(1, 96, 96, 8), 96, 8)
         also = middle[wanted] if as_output else net.op("exp", middle[wanted])
         after = fused(net.graph(last, also))
         assert ops(after)["conv"] == 3 and "conv_chain" not in ops(after)
@@ -75,26 +75,26 @@ def test_what_somebody_else_reads_is_computed(wanted: int) -> None:
 def test_without_the_last_convolution() -> None:
     """A pool, say, wants the depthwise output whole."""
     net = Net()
-    second = block(net, net.input(1, 64, 64, 8), 96, 8)[1]
+    second = block(net, net.input(1, 96, 96, 8), 96, 8)[1]
     assert ops(fused(net.graph(net.op("exp", second)))) == {"conv_chain": 1, "exp": 1}
 
 
 def test_runs_of_blocks_are_chains_of_their_own() -> None:
     net = Net()
-    x = block(net, net.input(1, 80, 80, 8), 48, 16, 2)[-1]
-    after = fused(net.graph(block(net, x, 96, 16)[-1]))
+    x = block(net, net.input(1, 160, 160, 8), 64, 16, 2)[-1]
+    after = fused(net.graph(block(net, x, 128, 16, 2)[-1]))
     assert ops(after) == {"conv_chain": 2}
 
 
 def test_threads_decide_how_many_ranges_there_are() -> None:
     net = Net()
-    graph = net.graph(block(net, net.input(1, 64, 64, 8), 64, 8)[-1])
+    graph = net.graph(block(net, net.input(1, 96, 96, 8), 96, 8)[-1])
     assert [fused(graph, n).outputs[0][1].node.attrs["ranges"] for n in (1, 2, 3)] == [4, 2, 3]
 
 
 def test_it_counts_as_a_rewrite() -> None:
     net = Net()
-    graph = net.graph(block(net, net.input(1, 64, 64, 8), 64, 8)[-1])
+    graph = net.graph(block(net, net.input(1, 96, 96, 8), 96, 8)[-1])
     assert fused(graph, limit=0) is graph
     trace: list[Rewrite] = []
     fuse_chains(graph, V3, 1, Steps(None, trace))
@@ -105,7 +105,7 @@ def test_it_counts_as_a_rewrite() -> None:
 
 def test_only_compilations_for_speed() -> None:
     net = Net()
-    graph = net.graph(block(net, net.input(1, 64, 64, 8), 64, 8)[-1])
+    graph = net.graph(block(net, net.input(1, 96, 96, 8), 96, 8)[-1])
     programs = {goal: compile_program(graph, V3, CompileOptions(optimize_for=goal))[0] for goal in ("speed", "size", "memory")}
     assert {goal: [step.op for step in program.steps] for goal, program in programs.items()} == {
         "speed": ["conv_chain"], "size": ["conv"] * 3, "memory": ["conv"] * 3,
@@ -116,13 +116,13 @@ def test_only_compilations_for_speed() -> None:
 
 def test_a_board_without_vectors_has_no_chains() -> None:
     net = Net()
-    graph = net.graph(block(net, net.input(1, 64, 64, 8), 64, 8)[-1])
+    graph = net.graph(block(net, net.input(1, 96, 96, 8), 96, 8)[-1])
     assert fuse_chains(graph, find_target("cortex-m4"), 1, Steps()) is graph
 
 
 def test_text_of_a_chain_names_every_convolution() -> None:
     net = Net()
-    text = format_graph(fused(net.graph(block(net, net.input(1, 64, 64, 8), 64, 8)[-1])))
+    text = format_graph(fused(net.graph(block(net, net.input(1, 96, 96, 8), 96, 8)[-1])))
     assert text.count("relu") == 2 and "conv_chain(" in text
 
 
@@ -130,8 +130,8 @@ def test_text_of_a_chain_names_every_convolution() -> None:
 def test_compiled(level: str) -> None:
     """Odd sizes, several images, strides, a residual; any number of threads gives the same bits."""
     net = Net(3)
-    x = net.input(2, 75, 77, 3)
-    first = block(net, x, 50, 9, 2)[-1]
+    x = net.input(2, 95, 97, 3)
+    first = block(net, x, 66, 9, 2)[-1]
     second = block(net, first, 54, 9)[-1]
     summed = net.op("conv", *second.node.inputs, first, **{**second.node.attrs, "epilogue": (("bias",), ("residual",))})
     graph = replace(net.graph(layer(net, layer(net, summed, 9, 5, 2, 9), 20)), layouts={})
