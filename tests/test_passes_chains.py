@@ -88,7 +88,7 @@ def test_runs_of_blocks_are_chains_of_their_own() -> None:
 
 def test_threads_decide_how_many_ranges_there_are() -> None:
     net = Net()
-    graph = net.graph(block(net, net.input(1, 96, 96, 8), 96, 8)[-1])
+    graph = net.graph(block(net, net.input(1, 128, 128, 8), 96, 8, 2)[-1])
     assert [fused(graph, n).outputs[0][1].node.attrs["ranges"] for n in (1, 2, 3)] == [4, 2, 3]
 
 
