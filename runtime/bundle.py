@@ -8,16 +8,18 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-
-import numpy as np
 
 from cortado.compiler.program import ALIGNMENT
 from cortado.errors import FormatError, OptionError
 from cortado.runtime import archive
 from cortado.runtime.manifest import FILE_NAME, Manifest, read_manifest
+from cortado.runtime.memory import fresh_memory
+
+PIECE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,10 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     files = {}
     for name, info in manifest.files.items():
         try:
-            data = _read(root / _plain(name), info.nbytes)
+            data, sha256 = _read(root / _plain(name), info.nbytes)
         except OSError as error:
             raise FormatError(f"{root}: file {name} of the bundle cannot be read: {error.strerror}") from error
-        if len(data) != info.nbytes or hashlib.sha256(data).hexdigest() != info.sha256:
+        if len(data) != info.nbytes or sha256 != info.sha256:
             raise FormatError(
                 f"{root / name} is not the file that the manifest describes ({len(data)} bytes, {info.nbytes} expected)"
             )
@@ -115,20 +117,36 @@ def _write(path: Path, data: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def _read(path: Path, nbytes: int) -> memoryview:
-    """The contents, in memory that starts where makes weights begin at a cache line. nbytes: how many there should be.
+def _read(path: Path, nbytes: int) -> tuple[memoryview, str]:
+    """The contents, in memory that starts where makes weights begin at a cache line, and their hash. nbytes: how many there should be.
 
     A library's weights are in its last member, whose parts begin at multiples of their alignment from its start.
     """
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size != nbytes:
-            return memoryview(file.read())
+            return memoryview(file.read()), ""
         first = _last_member(file, nbytes) if file.read(len(archive.MAGIC)) == archive.MAGIC else 0
-        memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+        memory = fresh_memory(nbytes + ALIGNMENT)
         start = (-memory.ctypes.data - first) % ALIGNMENT
         view = memory.data[start : start + nbytes]
         file.seek(0)
-        return view[: file.readinto(view)]
+        return _read_and_hash(file, view)
+
+
+def _read_and_hash(file: BufferedReader, view: memoryview) -> tuple[memoryview, str]:
+    """What of the file fits into the view, and its SHA-256; of large files one piece is hashed while the next is read."""
+    found = hashlib.sha256()
+    if len(view) <= PIECE:
+        view = view[: file.readinto(view)]
+        found.update(view)
+        return view, found.hexdigest()
+    at = 0
+    with ThreadPoolExecutor(1) as other:
+        while at < len(view) and (count := file.readinto(view[at : at + PIECE])):
+            hashed = other.submit(found.update, view[at : at + count])
+            at += count
+    hashed.result()
+    return view[:at], found.hexdigest()
 
 
 def _last_member(file: BufferedReader, nbytes: int) -> int:

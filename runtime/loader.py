@@ -18,7 +18,7 @@ from cortado.runtime.archive import archive_members
 from cortado.runtime.bundle import Bundle
 from cortado.runtime.elf import AARCH64, X86_64
 from cortado.runtime.manifest import LevelInfo, Manifest, StepInfo
-from cortado.runtime.memory import LoadedCode, runs_here
+from cortado.runtime.memory import LoadedCode, fresh_memory, runs_here
 
 if TYPE_CHECKING:
     from cortado.runtime.pool import ThreadPool
@@ -120,7 +120,7 @@ class HostRunner:
         return _Slot(self._new_arena(), self._manifest)
 
     def _new_arena(self) -> np.ndarray:
-        arena = np.empty(self._manifest.sizes.arena, np.uint8)
+        arena = fresh_memory(self._manifest.sizes.arena)
         weights = None if self._weights is None else self._weights.ctypes.data
         status = self._init(arena.ctypes.data, weights)
         if status == ECPU:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -16,6 +17,7 @@ from cortado.runtime.elf import AARCH64, ALLOC, EXEC, WRITE, X86_64, ElfObject, 
 from cortado.runtime.link import Region, link, place
 
 LARGE = 1 << 16  # bytes of constants that are worth not to be copied
+HUGE = 1 << 21  # bytes of a large page
 REACH = 1 << 30  # bytes: from anywhere in the code to constants that stay where they are; references have 32 bits and a sign
 _MACHINES = {"x86_64": X86_64, "AMD64": X86_64, "aarch64": AARCH64, "arm64": AARCH64}
 
@@ -23,6 +25,21 @@ _MACHINES = {"x86_64": X86_64, "AMD64": X86_64, "aarch64": AARCH64, "arm64": AAR
 def runs_here(machine: int) -> bool:
     """Whether code of an ELF machine can be executed by this process."""
     return sys.platform == "linux" and _MACHINES.get(platform.machine()) == machine
+
+
+def fresh_memory(nbytes: int) -> np.ndarray:
+    """uint8 [nbytes], not initialised; of large pages where there is enough of it and the system has them.
+
+    The first touch of each page costs about as much as computing with it; large pages have few of them, and few addresses to remember.
+    """
+    if nbytes < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.empty(nbytes, np.uint8)
+    mapping = mmap.mmap(-1, nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a system may be built without
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    memory = np.frombuffer(mapping, np.uint8)
+    start = -memory.ctypes.data % HUGE
+    return memory[start : start + nbytes]
 
 
 class LoadedCode:

@@ -1,10 +1,10 @@
 """parallel_for for runs inside this process: its inner loops are native code, its threads are Python's.
 
-During one run the helping threads sit in `work`, which releases the interpreter lock, and take parts of whatever job is open. Every thread
-has a run of the parts of its own, the same share of every job, so that a layer's rows are where the thread's core made their input; who is done with his
-own takes what is left of the others'. So nothing waits for a helper that has not come yet. `state` counts the helpers inside a job,
-with a bit for "open"; the caller closes the job when no part is left and waits for the count to reach zero, so no helper ever sees
-a job change under it. After some spinning both sides yield the processor.
+During one run the helping threads sit in `work`, which releases the interpreter lock, and take parts of whatever job is open. Every
+thread has a run of the parts of its own, the same share of every job, so that a layer's rows are where the thread's core made their input;
+who is done with his own takes what is left of the others'. So nothing waits for a helper that has not come yet. `state` counts the helpers
+inside a job, with a bit for "open"; the caller closes the job when no part is left and waits for the count to reach zero, so no helper ever
+sees a job change under it. After some spinning both sides yield the processor.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from programs import FIRST, PARITY, SECOND, SUM, small_bundle, small_program, small_weights
 
@@ -25,7 +26,7 @@ from cortado.compiler.options import CompileOptions
 from cortado.compiler.types import TensorInfo
 from cortado.errors import FormatError
 from cortado.runtime.archive import Member, read_archive, write_archive
-from cortado.runtime.bundle import Bundle, read_bundle, write_bundle
+from cortado.runtime.bundle import PIECE, Bundle, _read, read_bundle, write_bundle
 from cortado.runtime.elf import WRITE, read_object
 from cortado.runtime.manifest import SCHEMA, FileInfo, LevelInfo, Manifest, Sizes, StepInfo, TargetInfo, read_manifest
 from cortado.runtime.names import blob_identifiers, model_identifier
@@ -335,3 +336,11 @@ def test_code_bytes_are_those_of_the_linked_sections(bundle: Bundle) -> None:
         sections = read_object(data).sections
         expected += sum(s.nbytes for s in sections if s.flags & 2) if name != "small_weights.o" else 0
     assert bundle.manifest.sizes.code == expected > 300
+
+
+def test_large_files_are_read_whole_and_hashed(tmp_path: Path) -> None:
+    for nbytes in (0, 5, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 7):
+        data = np.random.default_rng(nbytes).bytes(nbytes)
+        (tmp_path / "file").write_bytes(data)
+        view, sha256 = _read(tmp_path / "file", nbytes)
+        assert bytes(view) == data and sha256 == hashlib.sha256(data).hexdigest()
