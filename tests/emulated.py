@@ -20,6 +20,7 @@ from cortado.compiler.program import ALIGNMENT, Argument, Buffer, Program, Step
 from cortado.compiler.target import Target
 from cortado.compiler.types import NUMPY_DTYPE, TensorInfo
 from cortado.runtime.emulate import EmulatedRunner
+from cortado.runtime.machines import PcMachine
 
 CANARY = 0xA5
 
@@ -27,8 +28,9 @@ CANARY = 0xA5
 class Launches:
     """Launches of kernels on pieces of memory, in order. The pieces lie in one blob, which a library gets and gives back."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, machine: PcMachine | None = None) -> None:
         self.target = target
+        self.machine = machine
         self.pieces: list[np.ndarray] = []
         self.places: dict[int, int] = {}
         self.nbytes = 0
@@ -72,7 +74,7 @@ class Launches:
         copied = Step(_copy(self.target, blob.size), (Argument(0), Argument(1)), 1, "copy", "made")
         program = Program("launches", (("before", info),), (("after", info),), buffers, (copied, *self.steps), 0, b"")
         bundle = build(program, self.target, CompileOptions(), {"name": "launches", "sha256": ""})
-        (after,) = EmulatedRunner(bundle).run([blob])
+        (after,) = EmulatedRunner(bundle, self.machine).run([blob])
         for piece in self.pieces:
             at = self.places[id(piece)]
             if piece.flags.writeable:
