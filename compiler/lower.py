@@ -268,7 +268,9 @@ class _Steps:
         guards = tuple(Guard(argument(place), wanted) for place, wanted in pending.guards)
         limit = None if pending.count is None else Limit(argument(pending.count[0]), pending.count[1], call.groups)
         shape = node.types[0].shape
-        return Step(kernel, args, call.tasks, pending.name, node.op, node.origin, pending.macs, shape, guards, limit, call.generic)
+        return Step(
+            kernel, args, call.tasks, pending.name, node.op, node.origin, pending.macs, shape, guards, limit, call.generic
+        )
 
 
 def _info(graph: Graph, name: str, type_: TensorType) -> TensorInfo:

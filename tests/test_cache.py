@@ -177,7 +177,7 @@ threads = [threading.Thread(target=work) for _ in range(3)]
 [t.start() for t in threads]; [t.join() for t in threads]
 sys.exit(len(bad))
 """
-    processes = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(2)]
+    processes = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=tmp_path.parent) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{n:064x}" for n in range(5)]
     for n in range(5):

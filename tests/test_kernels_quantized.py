@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from lowered import TARGETS, Lowering, check, run_lowered
 from native import runnable_targets
-from quantized import make_q, quant, result, values, window
+from quantized_nodes import make_q, quant, result, values, window
 
 from cortado.backends.codegen import assembly
 from cortado.backends.llvm import emit_module

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from lowered import check, made_target
 from native import runnable_targets
-from quantized import make_q, quant, result, window
+from quantized_nodes import make_q, quant, result, window
 from test_kernels_quantized import conv
 
 from cortado.backends.targets import find_target

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from operators import CONV, IMAGE, POOL, changed, floats, node
+from operator_nodes import CONV, IMAGE, POOL, changed, floats, node
 
 from cortado.compiler.graph import Graph, Node, constant, graph_input
 from cortado.compiler.ops import OPS, make, merged

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from operators import node
+from operator_nodes import node
 
 from cortado.compiler.ops import (
     OPS,

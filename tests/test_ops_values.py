@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from operators import f32, floats, ints, node, run
+from operator_nodes import f32, floats, ints, node, run
 
 from cortado.compiler.ops.elementwise import ELEMENTWISE
 from cortado.compiler.ops.resize import resized

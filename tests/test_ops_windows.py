@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from operators import CONV, IMAGE, STEPS, changed, f32, node, run
+from operator_nodes import CONV, IMAGE, STEPS, changed, f32, node, run
 
 from cortado.compiler.ops import OPS
 from cortado.compiler.ops.conv import convolve

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from quantized import make_q, quant, result, values, window
+from quantized_nodes import make_q, quant, result, values, window
 
 from cortado.compiler.ops.quantized import make_table
 from cortado.compiler.reference import evaluate

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lowered import Tensor, made_target, node_of, padded_strides, run_calls
-from quantized import make_q, quant, result, values, window
+from quantized_nodes import make_q, quant, result, values, window
 
 import cortado
 from cortado.compiler.graph import Node

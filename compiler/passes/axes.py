@@ -16,7 +16,9 @@ from cortado.compiler.ops.elementwise import ELEMENTWISE
 Layout = tuple[int, ...]
 
 REDUCTIONS = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min")
-SAME_AXES = frozenset({*ELEMENTWISE, "pointwise", "concat", "slice", "pad", "tile", "broadcast_to", "softmax", "branch"}) - {"prelu"}
+SAME_AXES = frozenset({*ELEMENTWISE, "pointwise", "concat", "slice", "pad", "tile", "broadcast_to", "softmax", "branch"}) - {
+    "prelu"
+}
 INPUT_AXES = frozenset({*REDUCTIONS, "reshape"})
 
 
