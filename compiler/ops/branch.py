@@ -15,10 +15,12 @@ from cortado.compiler.types import TensorType
 
 
 def _infer(types: Sequence[TensorType], attrs: Attrs) -> tuple[TensorType, ...]:
+    require(len(types) >= 2, f"takes a condition and values, got {len(types)} inputs")
     condition, *values = types
     require(condition.dtype == "bool" and condition.size == 1, f"the condition is {condition}; it must be one truth value")
     wanted = attrs["when"]
-    assert len(wanted) == len(values) and len(set(wanted)) == len(wanted) > 0
+    require(len(wanted) == len(values), f"has {len(values)} values, and when={wanted}")
+    require(set(wanted) <= {True, False} and len(set(wanted)) == len(wanted), f"when={wanted}; it must be different truth values")
     for value in values[1:]:
         require(value == values[0], f"the branches give {show(values[0].shape)} {values[0]} and {show(value.shape)} {value}")
     require(len(condition.shape) <= len(values[0].shape), f"the condition is {show(condition.shape)} for {show(values[0].shape)}")
