@@ -70,7 +70,7 @@ ATTRIBUTES: dict[str, Draw] = {
     "expr": lambda rng, rank: (("add", (0, 0), ()), ("abs", (1,), ())),
     "out_h": lambda rng, rank: whole(rng, -1, 6), "out_w": lambda rng, rank: whole(rng, -1, 6),
 }  # fmt: skip
-# Inputs of these belong together in ways that random ones never do; test_detection, test_quantized_ops, test_branches and test_kernels_conv_chain make them.
+# Inputs of these belong together in ways that random ones never do; tests of their own (test_detection, test_branches ...) make them.
 STRUCTURED = frozenset(
     op.name
     for family in (boxes, branch, conv_chain, nms, proposals, roi, rows, quantized, quantized_elementwise, quantized_roi)
