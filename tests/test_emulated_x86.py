@@ -227,7 +227,7 @@ def test_instructions_that_bochs_misreads_are_seen() -> None:
 
 @pytest.mark.slow
 def test_everything_recorded_from_caffe2(shared: Path) -> None:
-    """All operators and small nets, optimized and lowered: every fourth case, with CORTADO_THOROUGH=1 every one (two minutes).
+    """All operators and small nets, optimized and lowered: every eighth case, with CORTADO_THOROUGH=1 every one (two minutes).
 
     Bochs 2.7 does not round to even where it makes float16.
     """
@@ -236,7 +236,7 @@ def test_everything_recorded_from_caffe2(shared: Path) -> None:
     launches, runs = Launches(target, PcMachine(strict=False)), []
     for operator in (*sorted(set(OPERATORS) - {"FloatToHalf"}), "nets"):
         cases = recorded.runnable(folder, operator) if (folder / f"{operator}.npz").exists() else ()
-        for case in itertools.islice(cases, 0, None, 1 if os.environ.get("CORTADO_THOROUGH") else 4):
+        for case in itertools.islice(cases, 0, None, 1 if os.environ.get("CORTADO_THOROUGH") else 8):
             program = lower(optimize(load_case(case)), target)
             runs.append((case, program, launches.program(program, case.feeds)))
     launches.run()
@@ -246,4 +246,4 @@ def test_everything_recorded_from_caffe2(shared: Path) -> None:
         for name, want in case.outputs.items():
             problem = difference(np.asarray(got[name]), want, case.tolerance)
             problems += [f"{case}: output '{name}': {problem}"] * bool(problem)
-    assert len(runs) > 500 and not problems, f"{len(problems)} of {len(runs)}:\n" + "\n".join(problems)
+    assert len(runs) > 400 and not problems, f"{len(problems)} of {len(runs)}:\n" + "\n".join(problems)
