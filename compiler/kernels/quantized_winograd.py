@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cortado.compiler.builder import KernelBuilder, Number, Val
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.driver import Contraction, GroupAxis, contraction_driver
 from cortado.compiler.kernels.epilogue import EpilogueKind
@@ -23,11 +22,11 @@ from cortado.compiler.kernels.quantized_filtering import WholeFiltering, whole_f
 from cortado.compiler.kernels.quantized_sums import centred_weights, choose_dot, dot_core, packed_words, requantization
 from cortado.compiler.kernels.quantized_tile import Dot
 from cortado.compiler.kernels.quantized_winograd_tiles import input_kernel, output_kernel
-from cortado.compiler.kernels.requantize import Requantization, multiplier_rows
+from cortado.compiler.kernels.requantize import multiplier_rows
 from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition, panel_cycles
-from cortado.compiler.kernels.winograd import GAIN, Tiling, inner_tiles
+from cortado.compiler.kernels.winograd import GAIN
 from cortado.compiler.kernels.winograd_algebra import POINTS, TAPS
-from cortado.compiler.lang import INDEX, Kernel
+from cortado.compiler.kernels.winograd_drivers import Head, Tiling, input_driver, output_driver, tiles_of
 from cortado.compiler.ops.quantized import output_scales
 from cortado.compiler.ops.requantize import scale_of
 from cortado.compiler.program import KernelCall, Operand, Ref, contiguous_strides
@@ -67,7 +66,7 @@ def choose_q_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand
     best: tuple[float, int] | None = None
     for m in POINTS:
         f = whole_filtering(m)
-        tiling = _tiling(node, ins, outs, f)
+        tiling = tiles_of(node, ins, outs, f)
         products = f.size**2
         cycles = products * _cycles(core, outputs, tiling.tiles, channels // 2)
         weights = products * channels * outputs * 2
@@ -88,11 +87,6 @@ def input_lanes(channels: int, target: Target) -> int:
     return math.gcd(channels, target.lanes("i16"))
 
 
-def _tiling(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], f: WholeFiltering) -> Tiling:
-    images, out_height, out_width = outs[0].shape[:3]
-    return Tiling(f, images, ins[0].shape[1], ins[0].shape[2], out_height, out_width, tuple(node.attrs["pads_begin"]))
-
-
 @dataclass(frozen=True)
 class _Plan:
     """v_stride, m_stride: elements from one product's operands and results to the next product's."""
@@ -109,7 +103,7 @@ def lower_q_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand]
     x, out, f, w = ins[0], outs[0], whole_filtering(m), centred_weights(node)
     if not f.exact(w):
         raise ValueError(f"F({m}) is not exact for the weights of {node.name}")
-    tiling = _tiling(node, ins, outs, f)
+    tiling = tiles_of(node, ins, outs, f)
     outputs, channels = w.shape[0], w.shape[3]
     plan = _Plan(f, tiling, target, tiling.stride(channels), tiling.stride(outputs))
     products, tasks = f.size**2, tiling.images * tiling.rows
@@ -124,10 +118,16 @@ def lower_q_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand]
     head = Ref("weights", array=np.concatenate([moved.astype(np.int32)[None], rows]))
     residual = [Ref("input", 3)] if kind.residual else []
     beside = ins[3] if kind.residual else None
+    lanes = input_lanes(channels, target)
+    readers = tuple(input_kernel(f, at_border, flip, blank, lanes, target) for at_border in (False, True))
+    writers = tuple(output_kernel(f, at_border, kind, target) for at_border in (False, True))
+    read_tiles = input_driver("q_winograd_input", tiling, x, ("i8", "i16"), plan.v_stride, readers, target)
+    own = Head(("head",), (outputs,))
+    write_tiles = output_driver("q_winograd_output", tiling, out, beside, ("i32", "i8"), own, plan.m_stride, writers, target)
     return [
-        KernelCall(_input_driver(plan, x, flip, blank), (Ref("input", 0), v), tasks, tasks),
+        KernelCall(read_tiles, (Ref("input", 0), v), tasks, tasks),
         _products(plan, w, v, sums),
-        KernelCall(_output_driver(plan, out, beside, kind), (sums, head, *residual, Ref("output", 0)), tasks, tasks),
+        KernelCall(write_tiles, (sums, head, *residual, Ref("output", 0)), tasks, tasks),
     ]
 
 
@@ -149,79 +149,3 @@ def _products(plan: _Plan, w: np.ndarray, v: Ref, sums: Ref) -> KernelCall:
 
 def _matrix(rows: int, columns: int) -> Operand:
     return Operand(TensorType((rows, columns), "int32"), contiguous_strides((rows, columns)))
-
-
-def _input_driver(plan: _Plan, x: Operand, flip: bool, blank: int) -> Kernel:
-    """(x, v, begin, end); a task is a row of tiles."""
-    tiling, m, size, channels = plan.tiling, plan.f.m, plan.f.size, x.shape[3]
-    k = KernelBuilder("q_winograd_input", plan.target)
-    source, v = k.param("x"), k.param("v")
-    begin, end = k.param("begin", INDEX), k.param("end", INDEX)
-    lanes = input_lanes(channels, plan.target)
-    interior, border = (input_kernel(plan.f, at_border, flip, blank, lanes, plan.target) for at_border in (False, True))
-    top, left = tiling.before
-    inner = inner_tiles(tiling.columns, m, left, tiling.width, size)
-
-    def task(number: Val) -> None:
-        image, row = number // tiling.rows, number % tiling.rows
-        y = row * m - top
-        line = k.offset(k.offset(source, image * x.strides[0], "i8"), y * x.strides[1], "i8")
-        to = k.offset(v, number * (tiling.columns * channels), "i16")
-
-        def call(first: int, stop: int, at_border: bool) -> None:
-            if first == stop:
-                return
-            args: list[Number] = [k.offset(line, (first * m - left) * x.strides[2], "i8"), k.offset(to, first * channels, "i16")]
-            args += [stop - first, channels, x.strides[1], x.strides[2], channels, plan.v_stride]
-            args += [y, first * m - left, tiling.height, tiling.width] if at_border else []
-            k.call(border if at_border else interior, *args)
-
-        def inside() -> None:
-            call(0, inner[0], True)
-            call(*inner, False)
-            call(inner[1], tiling.columns, True)
-
-        whole = (y >= 0) & (y + size <= tiling.height)
-        k.if_(whole, inside, lambda: call(0, tiling.columns, True))
-
-    k.loop(begin, end, 1, task)
-    return k.finish()
-
-
-def _output_driver(plan: _Plan, out: Operand, residual: Operand | None, kind: Requantization) -> Kernel:
-    """(m, head, [residual], out, begin, end); a task is a row of tiles."""
-    tiling, m, channels = plan.tiling, plan.f.m, out.shape[3]
-    k = KernelBuilder("q_winograd_output", plan.target)
-    source, head = k.param("m"), k.param("head")
-    beside = k.param("residual") if residual is not None else None
-    to = k.param("out")
-    begin, end = k.param("begin", INDEX), k.param("end", INDEX)
-    interior, border = (output_kernel(plan.f, at_border, kind, plan.target) for at_border in (False, True))
-    full = tiling.out_width // m
-
-    def task(number: Val) -> None:
-        image, row = number // tiling.rows, number % tiling.rows
-        products = k.offset(source, number * (tiling.columns * channels), "i32")
-
-        def line(base: Val, operand: Operand, first: int) -> Val:
-            start = k.offset(base, image * operand.strides[0] + row * (m * operand.strides[1]), "i8")
-            return k.offset(start, first * m * operand.strides[2], "i8")
-
-        def call(first: int, stop: int, at_border: bool) -> None:
-            if first == stop:
-                return
-            args: list[Number] = [k.offset(products, first * channels, "i32"), head, channels]
-            if beside is not None and residual is not None:
-                args += [line(beside, residual, first), residual.strides[1], residual.strides[2]]
-            args += [line(to, out, first), stop - first, channels, out.strides[1], out.strides[2], channels, plan.m_stride]
-            args += [tiling.out_height - row * m, tiling.out_width - first * m] if at_border else []
-            k.call(border if at_border else interior, *args)
-
-        def whole() -> None:
-            call(0, full, False)
-            call(full, tiling.columns, True)
-
-        k.if_((row + 1) * m <= tiling.out_height, whole, lambda: call(0, tiling.columns, True))
-
-    k.loop(begin, end, 1, task)
-    return k.finish()

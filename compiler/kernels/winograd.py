@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from cortado.compiler.builder import KernelBuilder, Number, Val
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.choice import Winograd
 from cortado.compiler.kernels.contraction import Weights, lower_contraction
@@ -19,48 +18,17 @@ from cortado.compiler.kernels.epilogue import Epilogue, parse_epilogue
 from cortado.compiler.kernels.geometry import Geometry, rows_geometry
 from cortado.compiler.kernels.packing import WeightSource
 from cortado.compiler.kernels.tiling import Core, core_of
-from cortado.compiler.kernels.winograd_algebra import POINTS, TAPS, Filtering, filtering
+from cortado.compiler.kernels.winograd_algebra import POINTS, TAPS, filtering
+from cortado.compiler.kernels.winograd_drivers import Head, Tiling, input_driver, output_driver, tiles_of
 from cortado.compiler.kernels.winograd_tiles import input_kernel, output_kernel
-from cortado.compiler.lang import INDEX, Kernel
 from cortado.compiler.program import KernelCall, Operand, Ref, contiguous_strides
 from cortado.compiler.target import Target
 from cortado.compiler.types import TensorType
 
-LINE = 16  # float32 of a cache line: rows of products are kept from falling on the same cache sets
 TRANSFORM_INPUT, TRANSFORM_OUTPUT = 2.6, 2.2  # cycles per product and vector of channels, loads and stores included
 STREAM, FAR_STREAM = 10.0, 5.0  # bytes a cycle that weights arrive with from beyond the second cache level, and from main memory
 GAIN = 0.88  # of the direct way's cycles, at most: below that the larger weights do not pay
 LEAST = 4_096  # cycles, some 1.3 us, that it must be faster by: weights grow several times
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How an output is cut into tiles of m x m pixels. before: pads at the top and left."""
-
-    f: Filtering
-    images: int
-    height: int
-    width: int
-    out_height: int
-    out_width: int
-    before: tuple[int, int]
-
-    @property
-    def rows(self) -> int:
-        return -(-self.out_height // self.f.m)
-
-    @property
-    def columns(self) -> int:
-        return -(-self.out_width // self.f.m)
-
-    @property
-    def tiles(self) -> int:
-        return self.images * self.rows * self.columns
-
-    def stride(self, channels: int) -> int:
-        """Elements from one product to the next."""
-        plain = self.tiles * channels
-        return plain + LINE if plain % (64 * LINE) == 0 else plain
 
 
 def serves_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> bool:
@@ -85,9 +53,7 @@ def tiling_of(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], m: in
     """The tiles of F(m, 3). Raises ValueError where there is no such filtering."""
     if m not in POINTS:
         raise ValueError(f"F({m}) is not one of {', '.join(f'F({known})' for known in POINTS)}")
-    images, out_height, out_width = outs[0].shape[:3]
-    before = tuple(node.attrs["pads_begin"])
-    return Tiling(filtering(m), images, ins[0].shape[1], ins[0].shape[2], out_height, out_width, before)
+    return tiles_of(node, ins, outs, filtering(m))
 
 
 def choose_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> Winograd | None:
@@ -149,98 +115,18 @@ def lower_winograd(
     residual = [] if epilogue.residual is None else [Ref("input", epilogue.residual)]
     back = (m, *bias, *residual, Ref("output", 0))
     beside = None if epilogue.residual is None else ins[epilogue.residual]
-    tasks = tiling.images * tiling.rows
+    tasks, kind = tiling.images * tiling.rows, epilogue.kind
+    readers = tuple(input_kernel(tiling.f, at_border, target) for at_border in (False, True))
+    writers = tuple(output_kernel(tiling.f, at_border, kind, target) for at_border in (False, True))
+    read_tiles = input_driver("winograd_input", tiling, ins[0], ("f32", "f32"), v_stride, readers, target)
+    head = Head(("bias",) if kind.bias else (), ())
+    write_tiles = output_driver("winograd_output", tiling, outs[0], beside, ("f32", "f32"), head, m_stride, writers, target)
     return [
-        KernelCall(_input_driver(tiling, ins[0], v_stride, target), (Ref("input", 0), v), tasks, tasks),
+        KernelCall(read_tiles, (Ref("input", 0), v), tasks, tasks),
         *multiply,
-        KernelCall(_output_driver(tiling, outs[0], beside, epilogue, m_stride, target), back, tasks, tasks),
+        KernelCall(write_tiles, back, tasks, tasks),
     ]
 
 
 def _matrix(rows: int, columns: int) -> Operand:
     return Operand(TensorType((rows, columns)), contiguous_strides((rows, columns)))
-
-
-def _input_driver(tiling: Tiling, x: Operand, product: int, target: Target) -> Kernel:
-    """(x, v, begin, end); a task is a row of tiles."""
-    k = KernelBuilder("winograd_input", target)
-    source, v = k.param("x"), k.param("v")
-    begin, end = k.param("begin", INDEX), k.param("end", INDEX)
-    interior, border = (input_kernel(tiling.f, at_border, target) for at_border in (False, True))
-    channels, m, size = x.shape[3], tiling.f.m, tiling.f.size
-    top, left = tiling.before
-    inner = inner_tiles(tiling.columns, m, left, tiling.width, size)
-
-    def task(number: Val) -> None:
-        image, row = number // tiling.rows, number % tiling.rows
-        y = row * m - top
-        line = k.offset(k.offset(source, image * x.strides[0], "f32"), y * x.strides[1], "f32")
-        to = k.offset(v, number * (tiling.columns * channels), "f32")
-
-        def call(first: int, stop: int, at_border: bool) -> None:
-            if first == stop:
-                return
-            args: list[Number] = [k.offset(line, (first * m - left) * x.strides[2], "f32"), k.offset(to, first * channels, "f32")]
-            args += [stop - first, channels, x.strides[1], x.strides[2], channels, product]
-            args += [y, first * m - left, tiling.height, tiling.width] if at_border else []
-            k.call(border if at_border else interior, *args)
-
-        def inside() -> None:
-            call(0, inner[0], True)
-            call(*inner, False)
-            call(inner[1], tiling.columns, True)
-
-        whole = (y >= 0) & (y + size <= tiling.height)
-        k.if_(whole, inside, lambda: call(0, tiling.columns, True))
-
-    k.loop(begin, end, 1, task)
-    return k.finish()
-
-
-def inner_tiles(tiles: int, m: int, before: int, length: int, size: int) -> tuple[int, int]:
-    """The range of tiles along an axis that read nothing outside of the image."""
-    fits = [t for t in range(tiles) if t * m - before >= 0 and t * m - before + size <= length]
-    return (fits[0], fits[-1] + 1) if fits else (tiles, tiles)
-
-
-def _output_driver(
-    tiling: Tiling, out: Operand, residual: Operand | None, epilogue: Epilogue, product: int, target: Target
-) -> Kernel:
-    """(m, [bias], [residual], out, begin, end); a task is a row of tiles."""
-    k = KernelBuilder("winograd_output", target)
-    kind = epilogue.kind
-    source = k.param("m")
-    bias = [k.param("bias")] if kind.bias else []
-    beside = k.param("residual") if residual is not None else None
-    to = k.param("out")
-    begin, end = k.param("begin", INDEX), k.param("end", INDEX)
-    interior, border = (output_kernel(tiling.f, at_border, kind, target) for at_border in (False, True))
-    channels, m = out.shape[3], tiling.f.m
-    full = tiling.out_width // m
-
-    def task(number: Val) -> None:
-        image, row = number // tiling.rows, number % tiling.rows
-        products = k.offset(source, number * (tiling.columns * channels), "f32")
-
-        def line(base: Val, operand: Operand, first: int) -> Val:
-            start = k.offset(base, image * operand.strides[0] + row * (m * operand.strides[1]), "f32")
-            return k.offset(start, first * m * operand.strides[2], "f32")
-
-        def call(first: int, stop: int, at_border: bool) -> None:
-            if first == stop:
-                return
-            args: list[Number] = [k.offset(products, first * channels, "f32"), *bias]
-            if beside is not None and residual is not None:
-                args += [line(beside, residual, first), residual.strides[1], residual.strides[2]]
-            args += [line(to, out, first), stop - first, channels, out.strides[1], out.strides[2], channels, product]
-            args += [tiling.out_height - row * m, tiling.out_width - first * m] if at_border else []
-            k.call(border if at_border else interior, *args)
-
-        def whole() -> None:
-            call(0, full, False)
-            call(full, tiling.columns, True)
-
-        k.if_((row + 1) * m <= tiling.out_height, whole, lambda: call(0, tiling.columns, True))
-
-    k.loop(begin, end, 1, task)
-    return k.finish()
