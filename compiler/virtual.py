@@ -153,6 +153,21 @@ def _mul_high_fallback(k: KernelBuilder, a: Val, b: Val) -> Val:
     return a_high * b_high + k.binary("lshr", middle, 16) + k.binary("lshr", other, 16)
 
 
+def _narrow_meaning(low: int, high: int) -> Callable[..., Any]:
+    def meaning(words: Any, zero: Any) -> Any:
+        moved = np.asarray(words, dtype=np.int64) + zero
+        return np.clip(moved, low, high).astype(np.uint8).view(np.int8)[()]
+
+    return meaning
+
+
+def _narrow_fallback(low: int, high: int) -> Callable[..., Val]:
+    def fallback(k: KernelBuilder, words: Val, zero: Val) -> Val:
+        return k.convert(k.max(k.min(words + zero, high), low), _byte(words.type), "trunc")
+
+    return fallback
+
+
 def _f16_to_f32_fallback(k: KernelBuilder, a: Val) -> Val:
     """Subnormal numbers get a leading one, which is taken away again as a number; float32 has room for what is left."""
     wide, single = Type("i32", a.type.lanes), Type("f32", a.type.lanes)
@@ -197,6 +212,10 @@ def _word(a: Type) -> Type:
     return Type("i32", a.lanes)
 
 
+def _byte(a: Type, *_: Type) -> Type:
+    return Type("i8", a.lanes)
+
+
 def _single(a: Type) -> Type:
     return Type("f32", a.lanes)
 
@@ -221,6 +240,9 @@ _LIST = (
     ),  # acc + sum of four products of a byte without and one with sign
     # Signed bytes as dot4 takes them, 128 more; and back.
     Virtual("flip_signs", _same, dots.flip_signs_meaning, dots.flip_signs_fallback),
+    # clamp(words + zero) to the range of a byte with sign, or without; zero: -128 to 255, the sum within 32 bits.
+    Virtual("narrow_i8", _byte, _narrow_meaning(-128, 127), _narrow_fallback(-128, 127)),
+    Virtual("narrow_u8", _byte, _narrow_meaning(0, 255), _narrow_fallback(0, 255)),
     # A wish: the cache line at the pointer, which may lie outside of all memory, comes to the second cache level. Nothing without a row.
     Virtual("prefetch", lambda a: VOID, lambda a: None, lambda k, a: a),
     # 16-bit floats as bit patterns (i16), rounded to nearest even.

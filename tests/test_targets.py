@@ -24,7 +24,7 @@ MNEMONICS = {
         "round_even": r"v?(round|rndscale)[ps][sd]\s+\$(8|12|4|0)", "floor": r"v?(round|rndscale)[ps][sd]\s+\$(9|1),",
         "ceil": r"v?(round|rndscale)[ps][sd]\s+\$(10|2),", "f16_to_f32": "vcvt(ph2ps|sh2ss)", "f32_to_f16": "vcvt(ps2ph|ss2sh)",
         "dot2": r"v?p(maddwd|dpwssd)", "dot4": "vpdpbusd", "flip_signs": "vp?xor(d|ps)?",
-        "prefetch": "prefetch", "round_i32": "v?cvtps2dq",
+        "prefetch": "prefetch", "round_i32": "v?cvtps2dq", "narrow_i8": "v?packsswb", "narrow_u8": "v?packuswb",
     },
     "aarch64": {
         "fma": r"fml?add?|fmla", "abs": "fabs", "sqrt": "fsqrt", "round_even": "frintn", "floor": "frintm", "ceil": "frintp",
@@ -70,6 +70,7 @@ def test_every_virtual_instruction_has_a_form_without_calls(name: str) -> None:
     types = {"prefetch": (PTR,), "fma": (kind,) * 3, "leading_zeros": (I32,), "mul_high": (I32, I32)}
     types |= dict.fromkeys(("f16_to_f32", "bf16_to_f32"), (Type("i16", kind.lanes),))
     types |= dict.fromkeys(("dot2", "dot4"), (I32.with_lanes(kind.lanes),) * 3) | {"flip_signs": (I32.with_lanes(kind.lanes),)}
+    types |= dict.fromkeys(("narrow_i8", "narrow_u8"), (I32.with_lanes(4 * kind.lanes),) * 2)
     kernels = [applied(target, virtual, types.get(virtual, (kind,))) for virtual in VIRTUALS]
     compile_modules([("m", emit_module(kernels, target, "t"))], target)
 

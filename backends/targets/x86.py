@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from cortado.backends.targets.conversions import round_rows
+from cortado.backends.targets.conversions import narrow_rows, round_rows
 from cortado.backends.targets.dots import x86_dots
 from cortado.backends.targets.rows import PREFETCH, float_rows, half_rows
 from cortado.backends.targets.systems import SYSTEMS
@@ -81,6 +81,7 @@ def make(name: str, cpu: str, additions: Iterable[str], system: str, memories: t
             *(half_rows("+f16c", bits) if "f16c" in features else ()),
             *x86_dots(features, bits),
             *round_rows(bits),
+            *narrow_rows(features, bits),
             PREFETCH,
         ),
         memories=memories or (Memory("l1", 32 << 10), Memory("l2", 512 << 10), Memory("l3", 8 << 20)),

@@ -16,6 +16,7 @@ from cortado.compiler.ops.requantize import scale_of
 from cortado.compiler.target import Target
 from cortado.errors import UnsupportedError
 
+MANY = 32  # vector registers; LLVM uses them to load ahead, and keeps all accumulators in memory where a block leaves it none
 TAME = 0.5  # a scale up to which sums of 32 bits stay far within 32 bits
 
 
@@ -51,7 +52,8 @@ def dot_core(target: Target, dot: Dot) -> Core:
     """
     core = core_of(target, "i32")
     fused = dot.name == "dot4" or any(feature in target.features for feature in ("+avx512vnni", "+avxvnni"))
-    taken = 0 if core.in_order else 2 * (not fused) + (dot.name == "dot4" and dot.flip)
+    flips = dot.name == "dot4" and dot.flip
+    taken = 0 if core.in_order else 2 * (not fused) + flips + (flips and core.registers == MANY)
     core = replace(core, registers=core.registers - taken, fused=core.lanes > 1, by_lane=False)
     word = I32.with_lanes(core.lanes)
     if fused or core.lanes == 1 or not target.has(dot.name, word, word, word):

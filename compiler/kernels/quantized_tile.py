@@ -70,9 +70,11 @@ class _QuantizedTile(Tile):
         if spec.takes_residual:
             base = k.offset(self.p["residual"], first * self.p["residual_pixel"], "i8")
             beside = self.pixels(base, self.p["residual_pixel"], "i8")
+        results: list[list[Val]] = []
         for r in range(spec.rows):
             values = []
             for v in range(spec.vectors):
                 residual = load_bytes(k, beside[r], self.lanes, self.lanes_of(v), v * self.lanes) if beside else None
                 values.append(kind.narrowed(k, accumulators[r * spec.vectors + v], rows[v], residual))
-            kind.store(k, outs[r], values, (spec.vectors - 1) * self.lanes + self.lanes_of(spec.vectors - 1))
+            results.append(values)
+        kind.store_rows(k, outs, results, (spec.vectors - 1) * self.lanes + self.lanes_of(spec.vectors - 1))

@@ -6,7 +6,7 @@ rounding a 31-bit multiplier and a shift).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from cortado.compiler.ops.requantize import q31_multiplier
 
 MAGIC = 12582912.0  # 1.5 * 2^23: adding it rounds to a whole number, half to even, in the last bits of the sum
 MAGIC_BITS = 0x4B400000
+PACKED = 4  # vectors of words that make one of bytes
 
 
 def widened(k: KernelBuilder, value: Val, signed: bool, scalar: str = "i32") -> Val:
@@ -116,9 +117,9 @@ class Requantization(EpilogueKind):
         return self.tame and self.rounding == "even" and k.target.has("round_i32", F32.with_lanes(lanes))
 
     def narrowed(self, k: KernelBuilder, acc: Val, rows: Sequence[Val], residual: Val | None) -> Val:
-        """The result of each lane, as i32; unclamped where it `converts`. rows: the multipliers' rows for these channels, as words.
+        """The result of each lane, as i32; unclamped and without the zero point where it `converts`.
 
-        residual: bytes.
+        rows: the multipliers' rows for these channels, as words. residual: bytes.
         """
         lanes = acc.type.lanes
         if self.rounding == "qnnpack":
@@ -131,24 +132,44 @@ class Requantization(EpilogueKind):
             moved = widened(k, residual, self.signed) - self.beside[1]
             value = value + k.convert(moved, single, "sitofp") * scale
         if self.converts(k, lanes):
-            return k.virtual("round_i32", value) + self.zero
+            return k.virtual("round_i32", value)
         return rounded_even(k, value, self.zero, self.lo, self.hi)
 
     def store(self, k: KernelBuilder, place: Val, values: Sequence[Val], count: int) -> None:
-        """The first `count` lanes of what `narrowed` gave, as bytes. Clamping all of a byte's range is what saturating instructions do."""
-        if not self.converts(k, values[0].type.lanes):
-            store_bytes(k, place, values, count)
+        """The first `count` lanes of what `narrowed` gave, as bytes."""
+        self.store_rows(k, [place], [values], count)
+
+    def store_rows(self, k: KernelBuilder, places: Sequence[Val], rows: Sequence[Sequence[Val]], count: int) -> None:
+        """As `store`, for several places and as many vectors for each. Four vectors, of one row or several, are narrowed at once."""
+        lanes = rows[0][0].type.lanes
+        if not self.converts(k, lanes):
+            for place, values in zip(places, rows, strict=True):
+                store_bytes(k, place, values, count)
             return
-        low, high = (-128, 127) if self.lo < 0 else (0, 255)
+        whole = len(rows[0]) // PACKED * PACKED
+        for place, values in zip(places, rows, strict=True):
+            for at in range(0, whole, PACKED):
+                part = k.offset(place, at * lanes, "i8")
+                self._store_packed(k, [part], [values[at : at + PACKED]], min(PACKED * lanes, count - at * lanes))
+        rest = len(rows[0]) - whole
+        if rest:
+            together = PACKED // rest
+            for first in range(0, len(rows), together):
+                chosen = slice(first, first + together)
+                parts = [k.offset(place, whole * lanes, "i8") for place in places[chosen]]
+                self._store_packed(k, parts, [values[whole:] for values in rows[chosen]], count - whole * lanes)
 
-        def clamp(words: Val) -> Val:
-            narrow = k.convert(k.max(k.min(words, high), low), Type("i8", words.type.lanes), "trunc")
-            if (self.lo, self.hi) == (low, high):
-                return narrow
+    def _store_packed(self, k: KernelBuilder, places: Sequence[Val], rows: Sequence[Sequence[Val]], count: int) -> None:
+        """Not more than PACKED vectors. Clamping to all of a byte's range is what saturating instructions do."""
+        words = joined(k, [value for values in rows for value in values])
+        low, high, name = (-128, 127, "narrow_i8") if self.lo < 0 else (0, 255, "narrow_u8")
+        packed = k.virtual(name, words, k.const(self.zero, words.type))
+        if (self.lo, self.hi) != (low, high):
             least, most = ("smax", "smin") if low < 0 else ("umax", "umin")
-            return k.binary(most, k.binary(least, narrow, self.lo), self.hi)
-
-        store_bytes(k, place, values, count, clamp)
+            packed = k.binary(most, k.binary(least, packed, self.lo), self.hi)
+        size = len(rows[0]) * rows[0][0].type.lanes
+        for number, place in enumerate(places):
+            store_some(k, place, packed, number * size, count)
 
 
 def multiplier_rows(scales: np.ndarray, rounding: str) -> np.ndarray:
@@ -158,32 +179,39 @@ def multiplier_rows(scales: np.ndarray, rounding: str) -> np.ndarray:
     return np.array([q31_multiplier(scale) for scale in scales], np.int32).T
 
 
-def low_bytes(words: Val) -> Val:
-    return words.k.convert(words, Type("i8", words.type.lanes), "trunc")
+def joined(k: KernelBuilder, values: Sequence[Val]) -> Val:
+    """One vector of a power of two of the vectors, one after another; what is missing is the last of them again."""
+    parts = list(values)
+    while len(parts) > 1:
+        parts += parts[-1:] * (len(parts) % 2)
+        width = 2 * parts[0].type.lanes
+        parts = [k.shuffle(a, b, range(width)) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
 
 
-def store_bytes(
-    k: KernelBuilder, place: Val, values: Sequence[Val], count: int, narrow: Callable[[Val], Val] = low_bytes
-) -> None:
-    """The first `count` lanes of the vectors, one after another, made bytes by `narrow`."""
-    lanes = values[0].type.lanes
-    if lanes == 1:
+def store_bytes(k: KernelBuilder, place: Val, values: Sequence[Val], count: int) -> None:
+    """The low bytes of the first `count` lanes of the vectors, one after another."""
+    narrow = Type("i8", values[0].type.lanes)
+    if narrow.lanes == 1:
         for at, value in enumerate(values[:count]):
-            k.store(place, narrow(value), at)
+            k.store(place, k.convert(value, narrow, "trunc"), at)
         return
-    joined = list(values)
-    while len(joined) > 1:
-        joined += joined[-1:] * (len(joined) % 2)
-        width = 2 * joined[0].type.lanes
-        joined = [k.shuffle(a, b, range(width)) for a, b in zip(joined[::2], joined[1::2], strict=True)]
-    whole = narrow(joined[0])
+    words = joined(k, values)
+    store_some(k, place, k.convert(words, Type("i8", words.type.lanes), "trunc"), 0, count)
+
+
+def store_some(k: KernelBuilder, place: Val, whole: Val, first: int, count: int) -> None:
+    """Lanes [first, first + count) of bytes."""
+    lanes = whole.type.lanes
     if _masks_bytes(k) and (count.bit_count() > 2 or (count % 4 and count > 4)):
-        k.store_lanes(place, whole, count)
+        size = 1 << (count - 1).bit_length()
+        part = whole if size == lanes else k.shuffle(whole, whole, [min(first + i, lanes - 1) for i in range(size)])
+        k.store_lanes(place, part, count)
         return
     at = 0
     while at < count:
         size = 1 << ((count - at).bit_length() - 1)
-        piece = whole if (at, size) == (0, whole.type.lanes) else k.shuffle(whole, whole, range(at, at + size))
+        piece = whole if size == lanes else k.shuffle(whole, whole, range(first + at, first + at + size))
         k.store(place, piece, at)
         at += size
 
