@@ -22,20 +22,21 @@ X86_LEVELS = ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 
 def runnable_targets() -> tuple[str, ...]:
     """Names of the explicit targets whose code this machine can execute."""
-    machine = platform.machine().lower()
-    if sys.platform != "linux":
-        return ()
-    if machine == "aarch64":
-        return ("aarch64",)
-    if machine not in ("x86_64", "amd64"):
-        return ()
+    return tuple(name for name in (*X86_LEVELS, "aarch64") if runs_here(find_target(name)))
+
+
+def runs_here(target: Target) -> bool:
+    """Whether this machine's processor has a target's instructions, and its system runs bare code."""
+    machine = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64"}.get(platform.machine().lower())
+    if sys.platform != "linux" or not target.triple.startswith(f"{machine}-"):
+        return False
     present = {f"+{name}" for name, there in llvm.get_host_cpu_features().items() if there}
-    return tuple(name for name in X86_LEVELS if present.issuperset(find_target(name).features))
+    return machine == "aarch64" or present.issuperset(target.features)
 
 
 def native(kernel: Kernel, target: Target) -> Callable[..., None]:
     """The kernel as a function of arrays (ptr) and ints (index)."""
-    if target.name not in runnable_targets():
+    if not runs_here(target):
         pytest.skip(f"this machine does not run {target.name}")
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lowered import TARGETS, Lowering, check, run_lowered
-from native import runnable_targets
+from native import runs_here
 from quantized_nodes import make_q, quant, result, values, window
 
 from cortado.backends.codegen import assembly
@@ -71,6 +71,19 @@ CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "depthwise, two outputs, dilated": {"x": (1, 5, 6, 17), "w": (34, 3, 3, 1), "group": 17, "pads": 1, "dilations": 2},
 }  # fmt: skip
 
+# Depthwise ones that take four products of bytes at once: channels of whole steps and of parts of one, borders, rows left over.
+QUADS: dict[str, dict[str, Any]] = {
+    "two steps and a few": {"x": (1, 5, 6, 135), "w": (135, 3, 3, 1), "group": 135, "pads": 1},
+    "half a step, odd rows, images": {"x": (2, 7, 4, 96), "w": (96, 3, 3, 1), "group": 96, "pads": 1, "dtype": "uint8"},
+    "stride 2": {"x": (1, 9, 8, 80), "w": (80, 3, 3, 1), "group": 80, "pads": 1, "strides": 2},
+    "stride 2, no padding": {"x": (1, 8, 9, 24), "w": (24, 3, 3, 1), "group": 24, "strides": 2, "dtype": "uint8"},
+    "no padding": {"x": (1, 6, 7, 16), "w": (16, 3, 3, 1), "group": 16},
+    "narrower than the kernel": {"x": (1, 4, 1, 40), "w": (40, 3, 3, 1), "group": 40, "pads": 1},
+    "one row": {"x": (1, 1, 5, 33), "w": (33, 3, 3, 1), "group": 33, "pads": 1},
+    "rows only": {"x": (1, 7, 5, 20), "w": (20, 3, 1, 1), "group": 20},
+    "columns only": {"x": (1, 4, 9, 20), "w": (20, 1, 3, 1), "group": 20, "strides": 2},
+}
+
 
 def fc(rows: Sequence[int], depth: int, outputs: int, beside: bool = False, how: dict[str, Any] | None = None) -> Test:
     random = np.random.default_rng(depth)
@@ -127,13 +140,26 @@ def test_interpreted(target: Any) -> None:
         check(lower, node, arrays, target, pad=1)
 
 
+@pytest.mark.parametrize("name", ["cascadelake", "alderlake", "znver4"])
+def test_depthwise_by_four(name: str) -> None:
+    target = find_target(name)
+    for form in QUADS.values():
+        lower, node, arrays = conv(**form)
+        operands = [Operand(value.type, contiguous_strides(value.shape)) for value in (*node.inputs, node.out())]
+        (call,) = lower(node, operands[:-1], operands[-1:], target)
+        assert any("_rows" in callee.family for callee in call.kernel.callees()), "it went another way"
+        check(lower, node, arrays, target, pad=1)
+        if runs_here(target):
+            check(lower, node, arrays, target, how="native", pad=1)
+
+
 @pytest.mark.parametrize("name", ["x86-64", "x86-64-v3", "cascadelake", "aarch64"])
 def test_saturation(name: str) -> None:
     target = find_target(name)
     for lower, node, arrays in SATURATED:
         got = check(lower, node, arrays, target, pad=1)
         assert {got.min(), got.max()} == {node.attrs["lo"], node.attrs["hi"]}
-        if name in runnable_targets():
+        if runs_here(target):
             check(lower, node, arrays, target, how="native", pad=1)
 
 
@@ -143,13 +169,13 @@ def test_others_interpreted(target: Any) -> None:
         check(lower, node, arrays, target, pad=1)
 
 
-@pytest.mark.parametrize("name", ["x86-64", "x86-64-v3", "sixteen lanes"])
+@pytest.mark.parametrize("name", ["x86-64", "x86-64-v3", "sixteen lanes", "x86-64-v4", "znver4"])
 def test_native(name: str) -> None:
     """Sixteen lanes: the kernels of AVX-512, which LLVM splits for machines without it."""
     base = "x86-64-v3" if name == "sixteen lanes" else name
-    if base not in runnable_targets():
-        pytest.skip(f"this machine does not run {base}")
     target = find_target(base)
+    if not runs_here(target):
+        pytest.skip(f"this machine does not run {base}")
     if name == "sixteen lanes":
         target = replace(target, vector_bits=512)
     for lower, node, arrays in [*PRODUCTS[:5], *PRODUCTS[9:11], *PRODUCTS[12:13], *others()]:

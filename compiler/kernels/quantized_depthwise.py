@@ -16,7 +16,9 @@ from cortado.compiler.graph import Node
 from cortado.compiler.kernels.depthwise import MOST_OUTPUTS, Layer, choose_cuts, depthwise_driver, pack_steps
 from cortado.compiler.kernels.depthwise_block import Block, BlockSpec
 from cortado.compiler.kernels.geometry import conv_geometry
-from cortado.compiler.kernels.quantized_depthwise_rows import lower_q_rows, serves_q_rows
+from cortado.compiler.kernels.quantized_depthwise_driver import serves_rows
+from cortado.compiler.kernels.quantized_depthwise_quads import lower_q_quads, serves_q_quads
+from cortado.compiler.kernels.quantized_depthwise_rows import lower_q_rows
 from cortado.compiler.kernels.requantize import Requantization, load_bytes, multiplier_rows, widened
 from cortado.compiler.kernels.tiling import core_of
 from cortado.compiler.lang import Kernel
@@ -36,7 +38,9 @@ def lower_q_depthwise(
     node: Node, ins: Sequence[Operand], outs: Sequence[Operand], w: np.ndarray, epilogue: Requantization, target: Target
 ) -> list[KernelCall]:
     """x[N,*S,C], w[C*multiplier,*K,1] without zero points -> out[N,*OS,C*multiplier]."""
-    if serves_q_rows(node, target):
+    if serves_q_quads(node, w, epilogue, target):
+        return lower_q_quads(node, ins, outs, w, epilogue, target)
+    if serves_rows(node, target):
         return lower_q_rows(node, ins, outs, w, epilogue, target)
     x, out = ins[0], outs[0]
     channels = x.shape[-1]

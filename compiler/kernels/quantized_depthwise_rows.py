@@ -15,25 +15,14 @@ import numpy as np
 from cortado.compiler.builder import KernelBuilder, Number, Val
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.geometry import Axis, Segment, segments
-from cortado.compiler.kernels.requantize import Requantization, load_bytes, multiplier_rows, widened
+from cortado.compiler.kernels.quantized_depthwise_driver import RowsDriver, depthwise_call
+from cortado.compiler.kernels.requantize import Requantization, load_bytes, widened
 from cortado.compiler.lang import INDEX, PTR, Kernel, Type
-from cortado.compiler.ops.quantized import output_scales
-from cortado.compiler.ops.requantize import scale_of
-from cortado.compiler.program import KernelCall, Operand, Ref
+from cortado.compiler.program import KernelCall, Operand
 from cortado.compiler.target import Target
 
 PIXELS = {1: 8, 2: 4}  # most of a block, by stride
 TOGETHER = 2  # pixels that share a load of each weight
-MOST_TAPS = 7  # of a kernel's side
-TASK = 60_000  # multiply-adds that are worth a task of their own
-
-
-def serves_q_rows(node: Node, target: Target) -> bool:
-    """Two spatial axes, one output per channel, taps beside each other, vectors of integers."""
-    w, attrs = node.inputs[1].type.shape, node.attrs
-    plain = len(w) == 4 and attrs["group"] == node.inputs[0].type.shape[-1] == w[0]
-    small = plain and max(w[1:3]) <= MOST_TAPS and set(attrs["dilations"]) == {1} and len(set(attrs["strides"])) == 1
-    return small and attrs["strides"][0] <= 2 and min(attrs["pads_begin"]) >= 0 and target.lanes("i32") > 1
 
 
 @dataclass(frozen=True)
@@ -169,34 +158,12 @@ class _Block:
 def lower_q_rows(
     node: Node, ins: Sequence[Operand], outs: Sequence[Operand], w: np.ndarray, epilogue: Requantization, target: Target
 ) -> list[KernelCall]:
-    """x[N,H,W,C], w[C,KH,KW,1] without zero points -> out[N,OH,OW,C], where `serves_q_rows`."""
-    x, out = ins[0], outs[0]
-    kind = node.inputs[0].type
-    zero, signed = scale_of(kind)[1], kind.dtype == "int8"
-    step, lanes = node.attrs["strides"][0], target.lanes("i32")
-    rows = min(out.shape[1], 2)
-    beside = ins[3].strides[1:3] if epilogue.residual else (0, 0)
-    spec = _Rows(
-        lanes, rows, PIXELS[step], x.shape[3] % lanes, w.shape[1], w.shape[2], step, (), signed, zero, epilogue,
-        x.strides[2], (out.strides[1], out.strides[2]), (beside[0], beside[1]),
-    )  # fmt: skip
+    """x[N,H,W,C], w[C,KH,KW,1] without zero points -> out[N,OH,OW,C], where `serves_rows`."""
+    driver = _Driver(node, ins[0], outs[0], ins[3] if epilogue.residual else None, epilogue, target)
     bias = node.inputs[2].constant
     assert bias is not None
-    moved = (bias - zero * w.reshape(w.shape[0], -1).sum(axis=1, dtype=np.int64)).astype(np.int32)
-    scales = output_scales([value.type for value in node.inputs], node.attrs)
-    head = np.concatenate([moved[None], multiplier_rows(scales, epilogue.rounding)])
-    blank = np.full((x.shape[2] - 1) * x.strides[2] + x.shape[3], zero & 0xFF, np.uint8)
-    residual = [Ref("input", 3)] if epilogue.residual else []
-    driver = _Driver(node, spec, x, out, ins[3] if epilogue.residual else None, target)
-    refs = (
-        Ref("input", 0),
-        Ref("weights", array=pack_words(w, head, spec)),
-        Ref("weights", array=blank),
-        *residual,
-        Ref("output", 0),
-    )
-    kernel = driver.record()
-    return [KernelCall(kernel, refs, driver.tasks, driver.tasks if driver.tasks == driver.units else 0)]
+    moved = (bias - driver.zero * w.reshape(w.shape[0], -1).sum(axis=1, dtype=np.int64)).astype(np.int32)
+    return depthwise_call(node, driver, lambda head: pack_words(w, head, driver.spec), moved, epilogue)
 
 
 def pack_words(w: np.ndarray, head: np.ndarray, spec: _Rows) -> np.ndarray:
@@ -214,46 +181,27 @@ def pack_words(w: np.ndarray, head: np.ndarray, spec: _Rows) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(len(terms), steps, spec.lanes).transpose(1, 0, 2)).reshape(-1)
 
 
-class _Driver:
-    """(x, weights, blank, [residual], out, begin, end); a unit is `rows` output rows of an image, a task some units."""
+class _Driver(RowsDriver):
+    """As RowsDriver, with blocks of pixels beside each other."""
 
-    def __init__(self, node: Node, spec: _Rows, x: Operand, out: Operand, residual: Operand | None, target: Target) -> None:
-        self.spec, self.x, self.out, self.residual, self.target = spec, x, out, residual, target
-        self.top, left = node.attrs["pads_begin"]
-        self.width = Axis(x.shape[2], out.shape[2], spec.width, spec.step, 1, left, x.strides[2], out.strides[2], 0, 0)
-        self.row = segments(self.width, spec.pixels)
-        self.words = spec.lanes * (spec.epilogue.header + sum(len(spec.words(row)) for row in range(spec.rows)))
-        self.groups = -(-out.shape[1] // spec.rows)
-        self.units = out.shape[0] * self.groups
-        macs = out.type.size * spec.height * spec.width
-        self.tasks = max(1, min(self.units, 48, macs // TASK))
+    def __init__(
+        self, node: Node, x: Operand, out: Operand, residual: Operand | None, epilogue: Requantization, target: Target
+    ) -> None:
+        _, height, width, _ = node.inputs[1].type.shape
+        super().__init__(node, x, out, residual, target, min(out.shape[1], 2), height)
+        lanes, left = target.lanes("i32"), node.attrs["pads_begin"][1]
+        beside = residual.strides[1:3] if residual is not None else (0, 0)
+        self.spec = _Rows(
+            lanes, self.rows, PIXELS[self.step], x.shape[3] % lanes, height, width, self.step, (), self.signed, self.zero, epilogue,
+            x.strides[2], (out.strides[1], out.strides[2]), (beside[0], beside[1]),
+        )  # fmt: skip
+        self.width = Axis(x.shape[2], out.shape[2], width, self.step, 1, left, x.strides[2], out.strides[2], 0, 0)
+        self.row = segments(self.width, self.spec.pixels)
+        self.words = lanes * (epilogue.header + sum(len(self.spec.words(row)) for row in range(self.rows)))
 
-    def record(self) -> Kernel:
-        self.k = k = KernelBuilder("q_depthwise", self.target)
-        self.source, self.w, self.blank = k.param("x"), k.param("w"), k.param("blank")
-        self.beside = k.param("residual") if self.residual is not None else None
-        self.to = k.param("out")
-        begin, end = k.param("begin", INDEX), k.param("end", INDEX)
-        low, high = begin * self.units // self.tasks, end * self.units // self.tasks
-        k.loop(low, high, 1, self.unit)
-        return k.finish()
-
-    def unit(self, number: Val) -> None:
-        k, spec = self.k, self.spec
-        image, group = number // self.groups, number % self.groups
-        if self.x.shape[0] == 1:
-            image, group = k.index(0), number
-        first = group * spec.rows
-        left = self.out.shape[1] % spec.rows
-
-        def rows(count: int) -> None:
-            for segment in self.row:
-                self.segment(segment, image, first, count)
-
-        if left == 0:
-            rows(spec.rows)
-        else:
-            k.if_(first + spec.rows <= self.out.shape[1], lambda: rows(spec.rows), lambda: rows(left))
+    def rows_of(self, image: Val, first: Val, rows: int) -> None:
+        for segment in self.row:
+            self.segment(segment, image, first, rows)
 
     def segment(self, segment: Segment, image: Val, first: Val, rows: int) -> None:
         k, x, width = self.k, self.x, self.width
@@ -262,20 +210,10 @@ class _Driver:
         columns = tuple(0 <= start + i < width.size for i in range(reach))
         s = self.spec
         spec = replace(s, rows=rows, pixels=segment.pixels, columns=columns)
-        base = k.offset(self.source, image * x.strides[0], "i8")
-        values: dict[str, Number] = {}
-        for i in range(spec.inputs):
-            y = first * s.step + (i - self.top)
-            row = k.select(k.compare("ult", y, x.shape[1]), k.offset(base, y * x.strides[1], "i8"), self.blank)
-            values[f"x{i}"] = k.offset(row, start * x.strides[2], "i8")
+        values: dict[str, Number] = {f"x{i}": x for i, x in enumerate(self.inputs(image, first, spec.inputs, start))}
         values |= {"w": self.w, "w_step": self.words}
-        for name, base_, operand in (("out", self.to, self.out), ("residual", self.beside, self.residual)):
-            if operand is not None and base_ is not None:
-                at = image * operand.strides[0] + first * operand.strides[1] + segment.start * operand.strides[2]
-                values |= {
-                    name: k.offset(base_, at, "i8"),
-                    f"{name}_row": operand.strides[1],
-                    f"{name}_pixel": operand.strides[2],
-                }
+        values["out"] = self.place(self.to, self.out, image, first, segment.start)
+        if self.beside is not None and self.residual is not None:
+            values["residual"] = self.place(self.beside, self.residual, image, first, segment.start)
         values |= {"count": segment.count, "steps": x.shape[3] // s.lanes}
         k.call(_Block(spec, self.target).record(), *(values[name] for name, _ in spec.parameters()))

@@ -160,16 +160,20 @@ class Requantization(EpilogueKind):
                 self._store_packed(k, parts, [values[whole:] for values in rows[chosen]], count - whole * lanes)
 
     def _store_packed(self, k: KernelBuilder, places: Sequence[Val], rows: Sequence[Sequence[Val]], count: int) -> None:
-        """Not more than PACKED vectors. Clamping to all of a byte's range is what saturating instructions do."""
-        words = joined(k, [value for values in rows for value in values])
-        low, high, name = (-128, 127, "narrow_i8") if self.lo < 0 else (0, 255, "narrow_u8")
-        packed = k.virtual(name, words, k.const(self.zero, words.type))
-        if (self.lo, self.hi) != (low, high):
-            least, most = ("smax", "smin") if low < 0 else ("umax", "umin")
-            packed = k.binary(most, k.binary(least, packed, self.lo), self.hi)
+        """Not more than PACKED vectors."""
+        packed = self.bytes_of(k, joined(k, [value for values in rows for value in values]))
         size = len(rows[0]) * rows[0][0].type.lanes
         for number, place in enumerate(places):
             store_some(k, place, packed, number * size, count)
+
+    def bytes_of(self, k: KernelBuilder, words: Val) -> Val:
+        """What `narrowed` gave, where it `converts`. Clamping to all of a byte's range is what saturating instructions do."""
+        low, high, name = (-128, 127, "narrow_i8") if self.lo < 0 else (0, 255, "narrow_u8")
+        packed = k.virtual(name, words, k.const(self.zero, words.type))
+        if (self.lo, self.hi) == (low, high):
+            return packed
+        least, most = ("smax", "smin") if low < 0 else ("umax", "umin")
+        return k.binary(most, k.binary(least, packed, self.lo), self.hi)
 
 
 def multiplier_rows(scales: np.ndarray, rounding: str) -> np.ndarray:
