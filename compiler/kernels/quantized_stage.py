@@ -18,6 +18,9 @@ from cortado.compiler.program import KernelCall, Operand, Ref, contiguous_stride
 from cortado.compiler.target import Target
 from cortado.compiler.types import TensorType
 
+UNROLLED = 4  # groups, at most
+BYTES_AT_ONCE = 16  # that one instruction puts in any order on all targets with vectors of bytes
+
 
 @dataclass(frozen=True)
 class Staged:
@@ -119,21 +122,45 @@ class _Stager:
             self.run(come, go, count * pitch)
             return
 
+        if distance == self.groups * self.inside:
+            done = self.small(come, go, count * self.groups)
+            come, go = k.offset(come, done * self.inside, "i8"), k.offset(go, done * self.room, self.scalar)
+            self.single(come, go, count * self.groups - done)
+            return
+
         def pixel(i: Val) -> None:
-            for group in range(self.groups) if self.groups <= 4 else ():
-                self.channels(
-                    k.offset(come, i * distance + group * self.inside, "i8"),
-                    k.offset(go, i * pitch + group * self.room, self.scalar),
-                )
-            if self.groups > 4:
-                k.loop(
-                    0, self.groups, 1,
-                    lambda g: self.channels(
-                        k.offset(come, i * distance + g * self.inside, "i8"), k.offset(go, i * pitch + g * self.room, self.scalar)
-                    ),
-                )  # fmt: skip
+            self.single(k.offset(come, i * distance, "i8"), k.offset(go, i * pitch, self.scalar), self.groups)
 
         k.loop(0, count, 1, pixel)
+
+    def single(self, come: Val, go: Val, count: int) -> None:
+        """`count` neighbouring groups one by one."""
+        k = self.k
+
+        def group(i: Val) -> None:
+            self.channels(k.offset(come, i * self.inside, "i8"), k.offset(go, i * self.room, self.scalar))
+
+        if count <= UNROLLED:
+            for number in range(count):
+                group(k.index(number))
+        else:
+            k.loop(0, count, 1, group)
+
+    def small(self, come: Val, go: Val, count: int) -> int:
+        """Of `count` neighbouring groups of few channels those that vectors can do without reading beyond them: how many these are."""
+        k = self.k
+        together = BYTES_AT_ONCE // self.room
+        if self.room not in (2, 4, 8) or k.target.lanes(self.scalar) < BYTES_AT_ONCE:
+            return 0
+        trips = max(0, (count * self.inside - BYTES_AT_ONCE) // (together * self.inside) + 1)
+        lanes = [i * self.inside + c if c < self.inside else BYTES_AT_ONCE for i in range(together) for c in range(self.room)]
+
+        def several(i: Val) -> None:
+            value = self.form(k.load(come, Type("i8", BYTES_AT_ONCE), i * (together * self.inside)))
+            k.store(go, k.shuffle(value, k.zero(value.type), lanes), i * (together * self.room))
+
+        k.loop(0, trips, 1, several)
+        return trips * together
 
     def channels(self, come: Val, go: Val) -> None:
         """One group of one pixel, and what its last word has too much."""
@@ -162,10 +189,11 @@ class _Stager:
             done += size
 
     def one(self, come: Val, go: Val, lanes: int, at: Val) -> None:
-        k = self.k
-        value = k.load(come, Type("i8", lanes), at)
+        self.k.store(go, self.form(self.k.load(come, Type("i8", lanes), at)), at)
+
+    def form(self, value: Val) -> Val:
+        """Bytes as the dot instruction takes them."""
         if self.wide:
-            value = k.convert(value, Type("i16", lanes), "sext" if self.signed else "zext") - self.zero
-        elif self.signed:
-            value = value ^ 0x80
-        k.store(go, value, at)
+            wide = Type("i16", value.type.lanes)
+            return self.k.convert(value, wide, "sext" if self.signed else "zext") - self.zero
+        return value ^ 0x80 if self.signed else value
