@@ -38,13 +38,16 @@ from cortado.errors import UnsupportedError
 def lower(graph: Graph, target: Target, optimize_for: str = "speed", tuning: Tuning | None = None) -> Program:
     """Order, storage, kernels, offsets, in this order. tuning: measured choices, for this target.
 
+    A graph that holds quantized tensors is lowered reproducibly: where all contractions are int8, its bits do not depend on the target.
+
     Raises UnsupportedError that names every node without a kernel, OptionError where the tuning does not fit.
     """
     order = graph.nodes()
     _require_lowerings(order)
     conditions = conditions_of(graph, order)
     storage = assign_storage(graph, order, conditions)
-    steps = _Steps(target, lowerings(optimize_for, tuning), conditions, storage)
+    quantized = any(kind.quant is not None for node in order for kind in node.types)
+    steps = _Steps(target, lowerings(optimize_for, tuning, quantized), conditions, storage)
     problems: list[str] = []
     for node in order:
         try:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from native import runnable_targets
 
 import cortado
 from cortado.compiler.reference import run_graph
@@ -126,6 +127,16 @@ def test_quantized_mask_rcnn(shared: Path, executor: str) -> None:
     assert np.abs(got["score_nms"] - want["out.score_nms"]).max() <= 1e-6
     assert np.abs(got["bbox_nms"] - want["out.bbox_nms"]).max() <= 1e-3
     assert np.abs(got["mask_fcn_probs"][:8] - want["head.mask_fcn_probs"]).max() <= 1e-6
+
+
+@pytest.mark.slow
+def test_quantized_mask_rcnn_has_the_same_bits_on_both_ends(shared: Path) -> None:
+    """Of the levels that this machine runs. Proposals, suppression, regions of interest and a sigmoid are float32 in it."""
+    graph, feeds = loaded(shared, QUANTIZED)
+    levels = [level for level in runnable_targets() if level.startswith("x86-64")]
+    least, most = ([cortado.compile(graph, target=level).run(feeds) for level in ends] for ends in (levels[:1], levels[-1:]))
+    for a, b in zip(least, most, strict=True):
+        assert all(array.tobytes() == b[name].tobytes() for name, array in a.items())
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from native import runnable_targets
 
 import cortado
 from cortado import digits
@@ -34,6 +35,7 @@ SQUEEZENET = Case("squeezenet_v1_0", (1, 3, 227, 227), Preprocess(256, (227, 227
 MOBILENET = Case(
     "mobilenet_v2_1_0_224", (1, 3, 224, 224), Preprocess(256, (224, 224), mean=(127.0,), std=(1 / 0.007843137718737125,)), 1
 )
+FACE_DETECTOR = Case("rfb_320", (1, 3, 240, 320), Preprocess((240, 320), mean=(127.0,), std=(128.0,)))
 
 
 def labelled(shared: Path) -> list[tuple[Path, int]]:
@@ -163,6 +165,20 @@ def test_face_detectors_find_the_same_faces(shared: Path, name: str) -> None:
         for face in want:
             assert max(overlap(face, other) for other in got) >= 0.9
     assert count >= 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [SQUEEZENET, MOBILENET, FACE_DETECTOR], ids=lambda case: case.folder)
+def test_every_level_gives_the_same_bits(shared: Path, case: Case) -> None:
+    """On the levels that this machine runs; what is float32 in an int8 network included."""
+    key = "input" if case is FACE_DETECTOR else "data"
+    graph = cortado.load(shared / "models" / case.folder, inputs={key: case.shape})
+    feeds = [{key: case.preprocess(path)} for path, _ in labelled(shared)[:4]]
+    record = cortado.calibrate(graph, feeds[:3], method="min_max")
+    levels = [level for level in runnable_targets() if level.startswith("x86-64")]
+    runs = [cortado.compile(graph, target=level, dtype="int8", calibration=record).run(feeds[3]) for level in levels]
+    for level, run in zip(levels, runs, strict=True):
+        assert all(array.tobytes() == runs[0][out].tobytes() for out, array in run.items()), level
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from cortado.backends.llvm import emit_module
 from cortado.backends.targets import find_target, target_names
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.lang import F32, I32, INDEX, PTR, Kernel, Type
-from cortado.compiler.target import Target
+from cortado.compiler.target import Target, reproducible
 from cortado.compiler.virtual import VIRTUALS
 from cortado.errors import TargetError
 
@@ -150,6 +151,19 @@ def test_levels_of_x86() -> None:
     assert [level.vector_bits for level in levels] == [128, 128, 256, 512]
     assert [level.masked for level in levels] == [False, False, True, True]
     assert [level.has("fma", F32, F32, F32) for level in levels] == [False, False, True, True]
+
+
+def test_reproducible_targets_keep_vectors_and_fuse_nothing() -> None:
+    wide, none = find_target("x86-64-v4"), find_target("cortex-m4")
+    for target, lanes, sum_lanes in ((wide, 16, 4), (find_target("x86-64"), 4, 4), (none, 1, 1)):
+        made = reproducible(target)
+        assert (target.sum_lanes("f32"), made.lanes("f32"), made.sum_lanes("f32")) == (lanes, lanes, sum_lanes)
+        assert made.sum_lanes("i32") == made.lanes("i32")
+        assert {row.name for row in target.rows} - {row.name for row in made.rows} == (
+            {"fma"} if target.has("fma", *[F32] * 3) else set()
+        )
+    with pytest.raises(ValueError, match="sums in 100 bits"):
+        replace(wide, sum_bits=100)
 
 
 def test_systems_choose_triple_and_format() -> None:

@@ -23,6 +23,7 @@ from cortado.compiler.target import Target
 MOST_OUTPUTS = 4  # neighbouring outputs of one block
 MOST_BORDER = 8  # outputs of a row whose windows hang over the edge and get code of their own
 ACCUMULATORS = 8
+FEWEST_REGISTERS = 16  # that a target with sum_bits is taken to have
 
 
 def lower_max_pool(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
@@ -122,7 +123,7 @@ def lower_pool(
     axes = _as_one([_Axis(*g) for g in geometry])
     channels, memory = x.shape[-1], SCALAR_OF[x.type.dtype]
     scalar = within or memory
-    lanes = target.lanes(scalar)
+    lanes = target.sum_lanes(scalar)
     if channels < lanes:
         lanes = 1 << (channels - 1).bit_length()
     k = KernelBuilder(f"{node.op}_{scalar}", target)
@@ -172,7 +173,10 @@ class _Pool:
         if low + last.out - high > MOST_BORDER:
             return 0
         count = min(MOST_OUTPUTS, last.out)
-        while count and len(self._columns(count)) > self.k.target.vector_registers - 4:
+        registers = self.k.target.vector_registers
+        if self.k.target.sum_bits and self.type.is_float:  # wide windows are added in another order than blocks of columns
+            registers = min(registers, FEWEST_REGISTERS)
+        while count and len(self._columns(count)) > registers - 4:
             count -= 1
         return count
 

@@ -139,7 +139,7 @@ class _Body:
 
     def across(self, begin: Val, end: Val) -> int:
         k = self.k
-        lanes = min(k.target.lanes(self.scalar), 1 << (self.kept[-1] - 1).bit_length())
+        lanes = min(k.target.sum_lanes(self.scalar), 1 << (self.kept[-1] - 1).bit_length())
         held = min(-(-self.kept[-1] // lanes), ACCUMULATORS)
         chunk = held * lanes
         cuts, rest = -(-self.kept[-1] // chunk), self.kept[-1] % chunk
@@ -194,7 +194,7 @@ class _Body:
     def along(self, begin: Val, end: Val) -> int:
         k = self.k
         lead = leading_axes(self.kept)
-        lanes = k.target.lanes(self.scalar) if self.steps[-1] == 1 else 1
+        lanes = k.target.sum_lanes(self.scalar) if self.steps[-1] == 1 else 1
         lanes = min(lanes, 1 << (self.gone[-1] - 1).bit_length()) if self.gone[-1] else 1
 
         def result(coordinates: list[Val]) -> None:

@@ -63,7 +63,7 @@ def lower_softmax(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], t
         vector_row(k, space.shape[-1], lanes, 2, lambda pieces: _across(k, at, steps, size, lanes, pieces), part)
 
     def along(coordinates: list[Val]) -> None:
-        _along(k, places(coordinates), steps, size, lanes if steps == (1, 1) else 1)
+        _along(k, places(coordinates), steps, size, target.sum_lanes("f32") if steps == (1, 1) else 1)
 
     generic = ""
     if come[-1] == go[-1] == size <= FEW and steps == (1, 1) and lanes > 1:

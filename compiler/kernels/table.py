@@ -34,7 +34,7 @@ from cortado.compiler.kernels.softmax import lower_softmax
 from cortado.compiler.kernels.winograd import choose_winograd, lower_winograd, serves_winograd
 from cortado.compiler.ops.elementwise import ELEMENTWISE
 from cortado.compiler.program import KernelCall, Operand
-from cortado.compiler.target import Target
+from cortado.compiler.target import Target, reproducible
 from cortado.compiler.tuning import Tuning
 from cortado.errors import OptionError
 
@@ -76,13 +76,24 @@ def lower_fastest(
     return lower_chosen(node, ins, outs, target, chosen)
 
 
-def lowerings(optimize_for: str, tuning: Tuning | None = None) -> Mapping[str, Lowering]:
-    """By operator, for a goal of `CompileOptions`: larger weights and buffers are worth it for "speed" only."""
+def lower_reproducibly(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
+    """As LOWERINGS, for all operators but CONTRACTIONS: their float results do not depend on the target (`target.reproducible`)."""
+    return LOWERINGS[node.op](node, ins, outs, reproducible(target))
+
+
+def lowerings(optimize_for: str, tuning: Tuning | None = None, same_bits: bool = False) -> Mapping[str, Lowering]:
+    """By operator, for a goal of `CompileOptions`: larger weights and buffers are worth it for "speed" only.
+
+    same_bits: whether all but CONTRACTIONS are lowered reproducibly.
+    """
     fastest = partial(lower_fastest, larger=optimize_for == "speed", tuning=tuning)
     q_conv = lower_q_conv_larger if optimize_for == "speed" else lower_q_conv
-    return {**LOWERINGS, "conv": fastest, "fc": fastest, "q_conv": q_conv}
+    others = dict.fromkeys(LOWERINGS.keys() - CONTRACTIONS, lower_reproducibly) if same_bits else {}
+    return {**LOWERINGS, "conv": fastest, "fc": fastest, "q_conv": q_conv, **others}
 
 
+# Sums of products. Time goes there, so float ones are made as is fastest on each target; those of integers are exact in any order.
+CONTRACTIONS = frozenset({"conv", "conv_chain", "conv_transpose", "fc", "batch_matmul", "q_conv", "q_fc"})
 LOWERINGS: Mapping[str, Lowering] = {
     **dict.fromkeys(ELEMENTWISE, lower_elementwise),
     "pointwise": lower_pointwise,
