@@ -41,6 +41,7 @@ class Target:
     vector_bits: 0 where there are no vectors. vector_registers: architectural float/vector registers that a kernel may fill.
     masked: masked loads and stores are real instructions, not loops of branches. fpu: float32 arithmetic is in hardware.
     divides: integer division of 32 bits is.
+    products: multiply-adds of whole vectors that start in a cycle.
     sum_bits: floats are added up, and their extrema found, in vectors of at most so many bits; 0: as long as vector_bits.
     levels: what one bundle carries code for, the least demanding first; the target itself is what all of them have. Else empty.
     """
@@ -57,6 +58,7 @@ class Target:
     masked: bool = False
     fpu: bool = True
     divides: bool = True
+    products: int = 2
     sum_bits: int = 0
     rows: tuple[Row, ...] = ()
     memories: tuple[Memory, ...] = ()

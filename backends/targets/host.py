@@ -24,7 +24,7 @@ def make() -> Target:
         return aarch64.make("host", "aarch64", [name for name in aarch64.ADDITIONS if name in present], system)
     level = next(name for name in reversed(tuple(x86.LEVELS)) if present.issuperset(x86.LEVELS[name]))
     additions = [name for name, needs in x86.ADDITIONS.items() if name in present and present.issuperset(needs)]
-    return x86.make("host", level, additions, system, _caches())
+    return x86.make("host", level, additions, system, _caches(), processor())
 
 
 def _caches() -> tuple[Memory, ...]:

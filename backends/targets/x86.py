@@ -24,6 +24,7 @@ CPUS: Mapping[str, tuple[str, ...]] = {
     "skylake-avx512": _V4, "cascadelake": _VNNI, "icelake-client": _VNNI, "icelake-server": _VNNI, "cooperlake": _BF16,
     "sapphirerapids": (*_BF16, "avx512fp16", "avxvnni"), "znver4": _BF16, "znver5": (*_BF16, "avxvnni"),
 }  # fmt: skip
+HALVES = ("znver4",)  # cpus that do the two halves of a long vector one after another
 # What a user may add with "+": each with what it builds on.
 ADDITIONS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(_V2, ()),
@@ -47,8 +48,10 @@ def additions(cpu: str) -> tuple[str, ...]:
     return () if cpu == MULTI else tuple(ADDITIONS)
 
 
-def make(name: str, cpu: str, additions: Iterable[str], system: str, memories: tuple[Memory, ...] = ()) -> Target:
-    """cpu: a key of LEVELS or CPUS, or MULTI. additions: keys of ADDITIONS.
+def make(
+    name: str, cpu: str, additions: Iterable[str], system: str, memories: tuple[Memory, ...] = (), processor: str = ""
+) -> Target:
+    """cpu: a key of LEVELS or CPUS, or MULTI. additions: keys of ADDITIONS. processor: LLVM's name of what it is, where it is not cpu.
 
     LLVM is told the level and the features only: a cpu's name would let it use instructions that NAME_init does not probe.
     """
@@ -76,6 +79,7 @@ def make(name: str, cpu: str, additions: Iterable[str], system: str, memories: t
         vector_bits=bits,
         vector_registers=32 if wide else 16,
         masked="avx2" in features,
+        products=1 if wide and (processor or cpu) in HALVES else 2,
         rows=(
             *float_rows(rows, bits, ("f32", "f64")),
             *(half_rows("+f16c", bits) if "f16c" in features else ()),

@@ -41,7 +41,7 @@ def choose_dot(node: Node, w: np.ndarray, target: Target) -> Dot:
 class PairCore(Core):
     """A core on which products of pairs and additions are two instructions: 0.62 cycles both, and 0.28 a vector of weights (Zen 3)."""
 
-    def tile_cycles(self, rows: int, vectors: int, depth: int, far: bool = False) -> float:
+    def tile_cycles(self, rows: int, vectors: float, depth: int, far: bool = False) -> float:
         work = rows * vectors
         return max(super().tile_cycles(rows, vectors, depth, far), depth * (0.62 * work + 0.28 * vectors) + TILE_OVERHEAD + work)
 

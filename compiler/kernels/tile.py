@@ -21,6 +21,7 @@ from functools import lru_cache
 
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.kernels.epilogue import EpilogueKind
+from cortado.compiler.kernels.tiling import halves
 from cortado.compiler.lang import BYTES, INDEX, PTR, Kernel, Type
 from cortado.compiler.target import Target
 
@@ -131,6 +132,7 @@ class Tile:
         self.element = Type(spec.scalar)
         self.vector = Type(spec.scalar, self.lanes)
         self.panel = spec.vectors * self.lanes
+        self.sum = self.vector.with_lanes(self.lanes // 2) if halves(self.lanes, spec.vectors, spec.tail) else self.vector
         self.p = {name: self.k.param(name, type_) for name, type_ in spec.parameters()}
         self.next_line: Val | None = None
 
@@ -271,20 +273,25 @@ class Tile:
             return body
 
         whole = run if spec.exact or spec.unroll == 1 else run - run % spec.unroll
-        carried = k.loop(0, whole, spec.unroll, trip(spec.unroll), [accumulators[i] for i in live])
+        carried = k.loop(0, whole, spec.unroll, trip(spec.unroll), [self.resized(accumulators[i], self.sum) for i in live])
         if whole is not run:
             carried = k.loop(whole, run, 1, trip(1), carried)
         result = list(accumulators)
         for i, value in zip(live, carried, strict=True):
-            result[i] = value
+            result[i] = self.resized(value, self.vector)
         return result
+
+    def resized(self, value: Val, type_: Type) -> Val:
+        """The first lanes of a value, or those and unspecified ones."""
+        given, wanted = value.type.lanes, type_.lanes
+        return value if given == wanted else self.k.shuffle(value, value, [i if i < given else -1 for i in range(wanted)])
 
     def load_element(self, row: Val, step: int) -> Val:
         return self.k.load(row, self.element, step)
 
     def spread_element(self, row: Val, step: int) -> Val:
         """An element of A in every lane."""
-        return self.k.broadcast(self.load_element(row, step), self.lanes)
+        return self.k.broadcast(self.load_element(row, step), self.sum.lanes)
 
     def multiply_add(self, values: dict[int, Val], step: int, r: int, v: int, a: Val, w: Val) -> None:
         spec = self.spec
@@ -292,7 +299,7 @@ class Tile:
         values[i] = self.k.virtual("fma", a, w, values[i])
 
     def weight(self, w: Val, step: int, v: int) -> Val:
-        return self.k.load(w, self.vector, (step * self.spec.vectors + v) * self.lanes)
+        return self.k.load(w, self.sum, (step * self.spec.vectors + v) * self.lanes)
 
     def steps(self, rows: dict[int, Val], w: Val, steps: int, values: dict[int, Val]) -> None:
         """A element by element. The smaller side of the tile is held in registers, the larger one passes through one register."""
