@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.quantized_tile import Dot
-from cortado.compiler.kernels.requantize import Requantization
-from cortado.compiler.kernels.tiling import TILE_OVERHEAD, Core, core_of
+from cortado.compiler.kernels.requantize import PACKED, Requantization
+from cortado.compiler.kernels.tiling import TILE_OVERHEAD, Core, SingleCore, core_of
 from cortado.compiler.lang import I32
 from cortado.compiler.ops.quantized import output_scales, residual_scale, weight_quant
 from cortado.compiler.ops.requantize import scale_of
@@ -17,6 +18,7 @@ from cortado.compiler.target import Target
 from cortado.errors import UnsupportedError
 
 MANY = 32  # vector registers; LLVM uses them to load ahead, and keeps all accumulators in memory where a block leaves it none
+FLIPPED = 0.2  # cycles that an element costs whose signs are flipped by an instruction of its own
 TAME = 0.5  # a scale up to which sums of 32 bits stay far within 32 bits
 
 
@@ -46,8 +48,19 @@ class PairCore(Core):
         return max(super().tile_cycles(rows, vectors, depth, far), depth * (0.62 * work + 0.28 * vectors) + TILE_OVERHEAD + work)
 
 
-def dot_core(target: Target, dot: Dot) -> Core:
-    """The cost model's core for 32-bit words. A product that is not added by the same instruction takes registers, as do the signs that
+@dataclass(frozen=True)
+class SingleDotCore(SingleCore):
+    """As SingleCore, with the time to make bytes of the sums, and to store them: four vectors are one of bytes (Zen 4)."""
+
+    def tile_cycles(self, rows: int, vectors: float, depth: int, far: bool = False) -> float:
+        stores = math.ceil(vectors / PACKED) + (vectors % PACKED != 0)
+        return depth * self.step(rows, vectors, depth) + rows * (5.5 * vectors + 2.0 * stores)
+
+
+def dot_core(target: Target, dot: Dot, narrows: bool = True) -> Core:
+    """The cost model's core for 32-bit words. narrows: whether sums become bytes in the tile.
+
+    A product that is not added by the same instruction takes registers, as do the signs that
     bytes are flipped with.
     """
     core = core_of(target, "i32")
@@ -56,6 +69,9 @@ def dot_core(target: Target, dot: Dot) -> Core:
     taken = 0 if core.in_order else 2 * (not fused) + flips + (flips and core.registers == MANY)
     core = replace(core, registers=core.registers - taken, fused=core.lanes > 1, by_lane=False)
     word = I32.with_lanes(core.lanes)
+    if isinstance(core, SingleCore):
+        core = replace(core, spread=FLIPPED if flips else core.spread)
+        return SingleDotCore(**{field.name: getattr(core, field.name) for field in fields(core)}) if narrows else core
     if fused or core.lanes == 1 or not target.has(dot.name, word, word, word):
         return core
     return PairCore(**{field.name: getattr(core, field.name) for field in fields(core)})

@@ -62,7 +62,7 @@ def choose_q_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand
     channels, outputs = x.shape[-1], out.shape[-1]
     geometry = conv_geometry(x, out, None, (TAPS, TAPS), -(-channels // direct_dot.neighbours), node.attrs)
     direct = geometry.rows * _cycles(dot_core(target, direct_dot), outputs, geometry.width.outputs, geometry.depth_of_sum)
-    core = dot_core(target, Dot("dot2"))
+    core = dot_core(target, Dot("dot2"), narrows=False)
     best: tuple[float, int] | None = None
     for m in POINTS:
         f = whole_filtering(m)
@@ -135,7 +135,7 @@ def _products(plan: _Plan, w: np.ndarray, v: Ref, sums: Ref) -> KernelCall:
     tiles, products, dot = plan.tiling.tiles, plan.f.size**2, Dot("dot2")
     outputs, words = w.shape[0], w.shape[3] // 2
     geometry, _ = rows_geometry(_matrix(tiles, words), _matrix(tiles, outputs), None, words)
-    core = dot_core(plan.target, dot)
+    core = dot_core(plan.target, dot, narrows=False)
     panels = choose_panels(core, outputs, tiles, words)
     partition = choose_partition(core, geometry, panels, products, True)
     groups = (GroupAxis(products, plan.v_stride // 2, 1, plan.m_stride, 0),)
