@@ -1,5 +1,7 @@
 """The libraries that cortado is compared with, each with the same face: a network and a number of threads in, a function of no arguments out.
 
+The function does what a program does for every input: it hands the array over, computes, and takes the result as an array of its own.
+
 Each reads what it can of a network's folder: model.onnx, model.tflite, and what is made of the first for ncnn and MNN and in int8. The
 float32 ones run with float32 arithmetic. A library that is not installed, or has nothing to read, is left out and said so.
 """
@@ -73,11 +75,11 @@ def _openvino(model: Path, net: Network, threads: int) -> Call:
     core = openvino.Core()
     how = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     request = core.compile_model(core.read_model(model), "CPU", how).create_infer_request()
-    request.set_input_tensor(openvino.Tensor(net.x))
 
     def run() -> np.ndarray:
+        request.set_input_tensor(openvino.Tensor(net.x))
         request.infer()
-        return request.get_output_tensor().data
+        return request.get_output_tensor().data.copy()
 
     return run
 
@@ -93,11 +95,10 @@ def ncnn(net: Network, threads: int) -> Call:
     if network.load_param(str(files[0])) or network.load_model(str(files[1])):
         raise LeftOutError("it refuses pnnx's files")
     name, wanted = network.input_names()[0], network.output_names()[0]
-    x = ncnn.Mat(net.x[0])
 
     def run() -> np.ndarray:
         extractor = network.create_extractor()
-        extractor.input(name, x)
+        extractor.input(name, ncnn.Mat(net.x[0]))
         return np.array(extractor.extract(wanted)[1])
 
     return run
@@ -111,8 +112,12 @@ def mnn(net: Network, threads: int) -> Call:
     manager = MNN.nn.create_runtime_manager((how,))
     network = MNN.nn.load_module_from_file(str(file), [], [], runtime_manager=manager)
     x = MNN.expr.placeholder(list(net.x.shape), MNN.expr.NCHW)
-    x.write(net.x)
-    return lambda: np.array(network.forward([x])[0].read())
+
+    def run() -> np.ndarray:
+        x.write(net.x)
+        return np.array(network.forward([x])[0].read())
+
+    return run
 
 
 def litert(net: Network, threads: int) -> Call:
@@ -122,9 +127,9 @@ def litert(net: Network, threads: int) -> Call:
     interpreter.allocate_tensors()
     given, made = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     x = net.x if tuple(given["shape"]) == net.x.shape else np.ascontiguousarray(np.moveaxis(net.x, 1, -1))
-    interpreter.set_tensor(given["index"], x)
 
     def run() -> np.ndarray:
+        interpreter.set_tensor(given["index"], x)
         interpreter.invoke()
         return interpreter.get_tensor(made["index"])
 
