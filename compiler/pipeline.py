@@ -72,7 +72,7 @@ def compile_program(
         graph = integer_boundary(graph, options.io_dtype)
         verify(graph)
     if options.optimize_for == "speed":
-        graph = fuse_chains(graph, target, options.threads, Steps(options.step_limit, done, len(done)))
+        graph = fuse_chains(graph, target, options.threads, Steps(options.step_limit, done, len(done)), tuning)
         verify(graph)
     program = lower(graph, target, options.optimize_for, tuning)
     if options.strict:

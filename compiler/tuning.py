@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cortado.compiler.graph import Node
-from cortado.compiler.kernels.choice import Choice
-from cortado.compiler.program import Operand
+from cortado.compiler.kernels.choice import Chain, Choice
+from cortado.compiler.program import Operand, contiguous_strides
+from cortado.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,22 @@ class Tuning:
 
     def choice(self, node: Node, ins: Sequence[Operand], outs: Sequence[Operand]) -> Choice | None:
         return self.choices.get(kernel_key(node, ins, outs))
+
+    def fused(self, chain: Node) -> bool | None:
+        """Whether a conv_chain was measured to be faster than its convolutions one by one; None where it was not measured."""
+        choice = self.choices.get(chain_key(chain))
+        if choice is not None and not isinstance(choice, Chain):
+            raise OptionError(f"{self.name} does not fit {chain.op} {chain.name}: it is fused or apart; measure it anew")
+        return None if choice is None else choice.fused
+
+
+def chain_key(chain: Node) -> str:
+    """As `kernel_key` of a conv_chain: it is chosen before its tensors have places, so that none is a part of another."""
+    ins, outs = (
+        [Operand(kind, contiguous_strides(kind.shape)) for kind in kinds]
+        for kinds in ([value.type for value in chain.inputs], chain.types)
+    )
+    return kernel_key(chain, ins, outs)
 
 
 def kernel_key(node: Node, ins: Sequence[Operand], outs: Sequence[Operand]) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,12 @@ def read_tuning(path: Path, target: Target) -> Tuning:
     """The best choices for a target. Raises FormatError; InputError where the file cannot be read."""
     data = read_file(path, MOST_BYTES, "measured choices")
     entries = parse_database(data, str(path)).entries(core_name(target))
-    choices = {key: entry.best for key, entry in entries.items()}
-    return Tuning(choices, str(path), hashlib.sha256(data).hexdigest())
+    return best_of(entries, str(path), hashlib.sha256(data).hexdigest())
+
+
+def best_of(entries: Mapping[str, Entry], name: str, sha256: str = "") -> Tuning:
+    """The best choices. name: of their file. sha256: of the file, where a compilation is to say what it was made with."""
+    return Tuning({key: entry.best for key, entry in entries.items()}, name, sha256)
 
 
 def user_database() -> Path | None:

@@ -30,8 +30,17 @@ Watch = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
+class Part:
+    """A node with its operands."""
+
+    node: Node
+    ins: Sequence[Operand]
+    outs: Sequence[Operand]
+
+
+@dataclass(frozen=True, eq=False)
 class Layer:
-    """A kernel of a network. names: of the nodes that have it; node, ins, outs: of one of them."""
+    """A kernel of a network. names: of the nodes that have it; node, ins, outs: of one of them. parts: of a chain, its layers."""
 
     key: str
     names: tuple[str, ...]
@@ -39,6 +48,7 @@ class Layer:
     ins: Sequence[Operand]
     outs: Sequence[Operand]
     macs: int
+    parts: tuple[Part, ...] = ()
 
 
 def layers_of(graph: Graph, target: Target) -> list[Layer]:
@@ -135,7 +145,7 @@ def _check(layer: Layer, choices: Sequence[Choice], executors: Sequence[TimedExe
     feeds = {
         str(i): rng.standard_normal(value.shape).astype(value.type.numpy)
         for i, value in enumerate(layer.node.inputs)
-        if value.constant is None
+        if value.constant is None and value not in layer.node.inputs[:i]
     }
     expected: Mapping[str, np.ndarray] = {}
     for choice, executor in zip(choices, executors, strict=True):

@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 
 from cortado.api import compile as compile_graph
+from cortado.chains import chain_calls, chains_of, memory
 from cortado.compiler.graph import Graph
 from cortado.compiler.kernels.choice import Choice, describe, to_plain
 from cortado.compiler.kernels.table import lower_chosen
 from cortado.compiler.legalize import legalize
 from cortado.compiler.optimize import optimize
-from cortado.compiler.program import KernelCall
+from cortado.compiler.program import KernelCall, Ref
 from cortado.compiler.target import Target
+from cortado.compiler.tuning import Tuning
 from cortado.compiler.types import NUMPY_DTYPE, TimedExecutor
-from cortado.database import Entry, core_name, read_database
+from cortado.database import Entry, best_of, core_name, read_database
 from cortado.model import Model
 from cortado.profile import aligned
 from cortado.runtime.stopwatch import Bench, timed_layers
@@ -32,7 +34,10 @@ WHOLE_SECONDS = 3.0  # of whole runs, before and after in turns
 
 @dataclass(frozen=True)
 class LayerResult:
-    """nodes: names of those with this kernel. model_us, best_us: microseconds of one, as the cost model and as the best choice have it."""
+    """nodes: names of those with this kernel. model_us, best_us: microseconds of one, as the cost model and as the best choice have it.
+
+    layers: convolutions that it is, of which nodes are the last ones; several for a chain.
+    """
 
     nodes: tuple[str, ...]
     op: str
@@ -42,6 +47,7 @@ class LayerResult:
     model_us: float
     best_us: float
     finished: bool
+    layers: int = 1
 
     @property
     def gain(self) -> float:
@@ -50,8 +56,8 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class TuneReport:
-    """layers: the most work first. unmeasured: kernels that there was no time for. model_us, tuned_us: whole runs of the network, before
-    and after. database: the file.
+    """layers: the most work first, then chains of them. unmeasured: kernels that there was no time for. model_us, tuned_us: whole runs of
+    the network, before and after. database: the file.
     """
 
     name: str
@@ -67,9 +73,10 @@ class TuneReport:
         rows = []
         for layer in self.layers:
             more = f" and {len(layer.nodes) - 1} more" if len(layer.nodes) > 1 else ""
+            chain = f"{layer.layers} layers to " if layer.layers > 1 else ""
             best = "the same" if layer.best == layer.model else describe(layer.best)
             numbers = (f"{layer.model_us:,.2f}", f"{layer.best_us:,.2f}", f"{layer.gain:.2f}")
-            rows.append((layer.nodes[0] + more, "x".join(map(str, layer.shape)), describe(layer.model), best, *numbers))
+            rows.append((chain + layer.nodes[0] + more, "x".join(map(str, layer.shape)), describe(layer.model), best, *numbers))
         left = [f"{self.unmeasured} kernels not measured yet: run it again", ""] if self.unmeasured else []
         return "\n".join(
             [
@@ -93,16 +100,16 @@ class TuneReport:
 
 def result_of(layer: Layer, entry: Entry) -> LayerResult:
     best = entry.microseconds * entry.gain
-    finished = entry.finished
-    return LayerResult(
-        layer.names, layer.node.op, layer.outs[0].shape, entry.baseline, entry.best, entry.microseconds, best, finished
-    )
+    what = (layer.names, layer.node.op, layer.outs[0].shape)
+    count = max(1, len(layer.parts))
+    return LayerResult(*what, entry.baseline, entry.best, entry.microseconds, best, entry.finished, count)
 
 
 def tune_graph(
     graph: Graph, target: Target, path: Path, seconds: float | None = None, watch: Callable[[str], None] = lambda text: None
 ) -> TuneReport:
-    """Measure the choices for every conv and fc of a float32 network, and keep what is found in the file at `path`.
+    """Measure the choices for every conv and fc of a float32 network, then whether chains of them should be one operator, and keep what is
+    found in the file at `path`.
 
     target: that this machine can run. seconds: to begin measurements in; None for all. What the file has already is not measured again.
     watch: is told what goes on. Raises TargetError where the target is of another machine, FormatError where the file is something else.
@@ -116,10 +123,10 @@ def tune_graph(
     before.time()
     sizes = plain.report().sizes
     optimized = optimize(graph)
-    layers = layers_of(optimized, target)
+    layers = [*layers_of(optimized, target), *chains_of(optimized)]  # a chain is compared with the best of its layers
     tuner = Tuner(
         target,
-        lambda layer, choices: _executors(layer, choices, target, sizes.weights + sizes.arena),
+        lambda layer, choices: _executors(layer, choices, target, sizes.weights + sizes.arena, best_of(entries, str(path))),
         entries,
         lambda: database.save(path),
         None if seconds is None else began + seconds,
@@ -140,14 +147,22 @@ def _told(watch: Callable[[str], None], before: str, text: str) -> None:
     watch(f"{before} {text}")
 
 
-def _executors(layer: Layer, choices: Sequence[Choice], target: Target, network: int) -> Sequence[TimedExecutor]:
-    bench = Bench(layer.ins, layer.outs, target, network)
-    return timed_layers([_calls(layer, choice, target) for choice in choices], target, bench)
+def _executors(layer: Layer, choices: Sequence[Choice], target: Target, network: int, tuning: Tuning) -> Sequence[TimedExecutor]:
+    bench = Bench(memory(layer), layer.outs, target, network)
+    return timed_layers([_calls(layer, choice, target, tuning) for choice in choices], target, bench)
 
 
-def _calls(layer: Layer, choice: Choice, target: Target) -> list[KernelCall]:
-    calls = lower_chosen(layer.node, layer.ins, layer.outs, target, choice)
-    return [replace(call, kernel=legalize(call.kernel, target)) for call in calls]
+def _calls(layer: Layer, choice: Choice, target: Target, tuning: Tuning) -> list[KernelCall]:
+    what = (layer.node, layer.ins, layer.outs, target)
+    calls = chain_calls(layer, choice, target, tuning) if layer.parts else lower_chosen(*what, choice)
+    return [replace(call, kernel=legalize(call.kernel, target), refs=_same_memory(layer, call)) for call in calls]
+
+
+def _same_memory(layer: Layer, call: KernelCall) -> tuple[Ref, ...]:
+    """The pointers of a call, with a tensor that is several inputs at its first place: a block's input is often added to its output."""
+    inputs = layer.node.inputs
+    first = {i: inputs.index(value) for i, value in enumerate(inputs)}
+    return tuple(replace(ref, index=first.get(ref.index, ref.index)) if ref.kind == "input" else ref for ref in call.refs)
 
 
 class _WholeRun:

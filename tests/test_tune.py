@@ -14,7 +14,7 @@ import cortado
 from cortado.backends.targets import find_target
 from cortado.cli.main import cli, invoke
 from cortado.compiler.graph import Graph, Value, constant, graph_input
-from cortado.compiler.kernels.choice import Choice, Depthwise, Direct, Winograd, from_plain, to_plain
+from cortado.compiler.kernels.choice import Chain, Choice, Depthwise, Direct, Winograd, from_plain, to_plain
 from cortado.compiler.kernels.table import lower_chosen
 from cortado.compiler.lower import layers
 from cortado.compiler.ops import make
@@ -28,6 +28,7 @@ from cortado.search import Layer, Tuner, layers_of
 SHAPE = ("--input", "data=1,1,8,8")
 CHOICES: tuple[Choice, ...] = (
     Direct(2, 6, 4), Direct(3, 4, 4, k_parts=2, blocks=8, ahead=False), Winograd(4), Winograd(2, Direct(2, 6, 6)), Depthwise(1, 4),
+    Chain(True),
 )  # fmt: skip
 
 
@@ -67,6 +68,8 @@ def test_choices_are_plain_data_and_back(choice: Choice) -> None:
         ({"algorithm": "depthwise", "vectors": 1, "pixels": 2, "rows": 2}, "unknown rows"),
         ({"algorithm": "winograd", "m": 4, "products": {"algorithm": "winograd", "m": 2}}, "direct"),
         ({"algorithm": "direct", "vectors": 1, "rows": 1, "last_rows": 1, "ahead": 1}, "ahead"),
+        ({"algorithm": "chain"}, "no fused"),
+        ({"algorithm": "chain", "fused": 1}, "fused"),
         ([], "choice"),
     ],
 )
@@ -87,7 +90,7 @@ def test_keys_tell_kernels_apart_and_nothing_else() -> None:
 
 def test_file_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "tuning.json"
-    entry = Entry(CHOICES[0], 12.5, dict(zip(CHOICES, (1.0, 0.9, 0.8, 1.2, 1.1), strict=True)), True)
+    entry = Entry(CHOICES[0], 12.5, dict(zip(CHOICES, (1.0, 0.9, 0.8, 1.2, 1.1, 0.9), strict=True)), True)
     Database({"core": {"conv": entry}}).save(path)
     assert [p.name for p in path.parent.iterdir()] == ["tuning.json"], "nothing temporary stays"
     again = read_database(path)
@@ -156,7 +159,8 @@ def test_explicit_targets_use_no_file_they_were_not_given(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(
-    "name, choice", [("one", Winograd(4)), ("one", Depthwise(1, 2)), ("depthwise", Direct(1, 1, 1)), ("fc", Winograd(2))]
+    "name, choice",
+    [("one", Winograd(4)), ("one", Depthwise(1, 2)), ("depthwise", Direct(1, 1, 1)), ("fc", Winograd(2)), ("one", Chain(True))],
 )
 def test_choices_that_do_not_fit_the_layer(name: str, choice: Choice, tmp_path: Path) -> None:
     write(tmp_path / "t.json", "x86-64-v3", {name: choice})

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cortado.compiler.graph import Node
-from cortado.compiler.kernels.choice import Choice, Depthwise, Direct, Winograd
+from cortado.compiler.kernels.chain import chain_pays
+from cortado.compiler.kernels.choice import Chain, Choice, Depthwise, Direct, Winograd
 from cortado.compiler.kernels.conv import conv_problem
 from cortado.compiler.kernels.dense import fc_problem
 from cortado.compiler.kernels.depthwise import block_choices, choose_cuts, serves_depthwise
@@ -27,7 +28,13 @@ SLOWEST = 1.7  # times the cost model's best: what it finds slower than that is 
 
 
 def algorithms(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[Choice]:
-    """Every algorithm that can do a node, as the cost model would use it; the one it chooses is first. None where nothing is to be chosen."""
+    """Every algorithm that can do a node, as the cost model would use it; the one it chooses is first. None where nothing is to be chosen.
+
+    Of a conv_chain: whether it should be one, as planned for one thread.
+    """
+    if node.op == "conv_chain":
+        fused = chain_pays(core_of(target, SCALAR_OF[outs[0].type.dtype]), node.inputs, node.attrs, outs[0].shape, 1)
+        return [Chain(fused), Chain(not fused)]
     if outs[0].type.size == 0 or node.op not in ("conv", "fc") or node.inputs[1].constant is None:
         return []
     core = core_of(target, SCALAR_OF[outs[0].type.dtype])
@@ -43,6 +50,8 @@ def algorithms(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targ
 def shapes(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice) -> list[Choice]:
     """Other blocks of registers for the algorithm of a choice, the best of the cost model first."""
     core = core_of(target, SCALAR_OF[outs[0].type.dtype])
+    if isinstance(choice, Chain):
+        return []
     if isinstance(choice, Depthwise):
         return list(_blocks(node, ins, outs, core))
     if isinstance(choice, Direct):

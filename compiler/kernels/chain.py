@@ -114,13 +114,13 @@ def choose_blocks(core: Core, wide: Shape, middle: Shape, spread: Stage, ringed:
     return Blocks(images, height, rows, ring(rows), -(-count // ranges), nbytes(rows))
 
 
-def chain_pays(
-    core: Core, wide: Shape, out: Shape, before: Stage | None, spread: Stage, after: Stage | None, threads: int
-) -> bool:
-    """Whether one operator is clearly faster than several. wide: shape of the depthwise convolution's input. out: of the chain's output."""
+def chain_pays(core: Core, inputs: Sequence[Value], attrs: Mapping[str, Any], out: Sequence[int], threads: int) -> bool:
+    """Whether one operator is clearly faster than several. inputs, attrs: of the operator. out: shape of its output."""
     if core.in_order:
         return False
-    middle = (*out[:3], spread.filters.shape[0])
+    before, spread, after = parse_chain(inputs, attrs)
+    wide = _with_channels(inputs[0].shape, inputs[0].shape[-1] if before is None else before.filters.shape[0])
+    middle = _with_channels(out, spread.filters.shape[0])
     blocks = choose_blocks(core, wide, middle, spread, before is not None, 1)
     points = [stage for stage in (before, after) if stage is not None]
     weights = sum(stage.filters.type.size for stage in points) * core.element
@@ -139,6 +139,11 @@ def chain_pays(
         whole = _cycles(core, after, _size(middle) // middle[3])
         work, cost = work + whole, cost + blocks.count * _cycles(core, after, blocks.rows * middle[2]) - whole
     return outside - cost > GAIN * work
+
+
+def _with_channels(shape: Sequence[int], channels: int) -> Shape:
+    images, height, width, _ = shape
+    return images, height, width, channels
 
 
 def _cycles(core: Core, stage: Stage, pixels: int) -> float:

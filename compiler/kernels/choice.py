@@ -46,9 +46,16 @@ class Depthwise:
     pixels: int
 
 
-Choice = Direct | Winograd | Depthwise
-ALGORITHMS: Mapping[str, type[Direct] | type[Winograd] | type[Depthwise]] = {
-    "direct": Direct, "winograd": Winograd, "depthwise": Depthwise,
+@dataclass(frozen=True)
+class Chain:
+    """Convolutions one after another that may be one operator. fused: they are."""
+
+    fused: bool
+
+
+Choice = Direct | Winograd | Depthwise | Chain
+ALGORITHMS: Mapping[str, type[Direct] | type[Winograd] | type[Depthwise] | type[Chain]] = {
+    "direct": Direct, "winograd": Winograd, "depthwise": Depthwise, "chain": Chain,
 }  # fmt: skip
 
 
@@ -69,7 +76,8 @@ def from_plain(data: Any) -> Choice:
     kind = ALGORITHMS[data["algorithm"]]
     known = {field.name: field for field in fields(kind)}
     values = {key: value for key, value in data.items() if key != "algorithm"}
-    unknown, missing = set(values) - set(known), [name for name, f in known.items() if f.type == "int" and name not in values]
+    unknown = set(values) - set(known)
+    missing = [name for name, f in known.items() if f.type in ("int", "bool") and name not in values]
     if unknown or missing:
         raise ValueError(
             f"{data!r}: {', '.join([*(f'no {name}' for name in missing), *(f'unknown {name}' for name in unknown)])}"
@@ -77,7 +85,7 @@ def from_plain(data: Any) -> Choice:
     for name, value in values.items():
         if known[name].type == "Direct | None":
             values[name] = _direct(value)
-        elif known[name].type == "bool | None":
+        elif known[name].type in ("bool", "bool | None"):
             if not isinstance(value, bool):
                 raise ValueError(f"{data!r}: {name} is neither true nor false")
         elif isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
@@ -96,6 +104,8 @@ def describe(choice: Choice | None) -> str:
     """A few words for tables."""
     if choice is None:
         return "cost model"
+    if isinstance(choice, Chain):
+        return "fused" if choice.fused else "apart"
     if isinstance(choice, Depthwise):
         return f"{choice.pixels}x{choice.vectors}"
     if isinstance(choice, Winograd):

@@ -7,7 +7,7 @@ from functools import partial
 
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.boxes import lower_bbox_transform, lower_image_splits
-from cortado.compiler.kernels.choice import Choice, Direct, Winograd
+from cortado.compiler.kernels.choice import Chain, Choice, Direct, Winograd
 from cortado.compiler.kernels.compact import lower_distribute, lower_join_rows, lower_top_rows
 from cortado.compiler.kernels.conv import lower_conv
 from cortado.compiler.kernels.conv_chain import lower_conv_chain
@@ -48,6 +48,8 @@ def lower_chosen(
     node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice | None
 ) -> list[KernelCall]:
     """A conv or fc in the way that was chosen, or in the cost model's where choice is None. Raises ValueError for what cannot be."""
+    if isinstance(choice, Chain):
+        raise ValueError("it is no chain")
     if isinstance(choice, Winograd):
         if not serves_winograd(node, ins, outs, target):
             raise ValueError("it cannot be done by Winograd's filtering")

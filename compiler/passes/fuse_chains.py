@@ -1,14 +1,15 @@
-"""A depthwise convolution with the 1x1 convolutions around it becomes one operator, where its row blocks pay on the target.
+"""A depthwise convolution with the 1x1 convolutions around it becomes one operator, where its row blocks pay on the target: by measurements,
+where there are any, else by the cost model.
 
 The only rewrite that knows the target. It comes after all others, and after quantization: integer convolutions stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from cortado.compiler.graph import Graph, Node, Value
-from cortado.compiler.kernels.chain import chain_pays, parse_chain
+from cortado.compiler.graph import Graph, Node
+from cortado.compiler.kernels.chain import chain_pays
 from cortado.compiler.kernels.depthwise import serves_depthwise
 from cortado.compiler.kernels.epilogue import parse_epilogue
 from cortado.compiler.kernels.tiling import core_of
@@ -16,49 +17,65 @@ from cortado.compiler.lang import SCALAR_OF
 from cortado.compiler.passes.fuse_epilogue import operations
 from cortado.compiler.rewrite import Context, Replacement, Rule, Steps, apply_rules, rewritten
 from cortado.compiler.target import Target
+from cortado.compiler.tuning import Tuning
 
 RANGES = 4  # of rows, where a plan is for one thread: each has a scratch, and more threads may come
 
 
-def fuse_chains(graph: Graph, target: Target, threads: int, steps: Steps) -> Graph:
-    """threads: the number that the plan is tuned for. Values are the same, to the bit where tiles are of the same shape."""
+def fuse_chains(graph: Graph, target: Target, threads: int, steps: Steps, tuning: Tuning | None = None) -> Graph:
+    """threads: the number that the plan is tuned for. tuning: what was measured for this target.
+
+    Values are the same, to the bit where tiles are of the same shape.
+    """
 
     def fuse_chain(node: Node, context: Context) -> Replacement | None:
         """[conv 1x1,] depthwise conv, conv 1x1 -> conv_chain; without the last where the depthwise output is for something else."""
-        spread = node if _is_depthwise(node) else node.inputs[0].node
-        after = None if spread is node else node
-        if not _is_depthwise(spread) or (after is not None and not (_is_point(after) and _only(spread, after, context))):
-            return None
-        if after is None and any(_takes(reader, at) for reader, at in context.readers_of(node.out())):
-            return None
-        before = spread.inputs[0].node
-        found = [spread] if after is None else [spread, after]
-        if _is_point(before) and "residual" not in _entries(before) and _only(before, spread, context):
-            found = [before, *found]
-        for chain in (found, found[found.index(spread) :]):
-            if len(chain) > 1 and _pays(chain, target, threads):
-                return _chain(chain, threads)
-        return None
+        found = (chain_of(parts, threads) for parts in _chains_at(node, context))
+        return next((chain for chain in found if _pays(chain, target, threads, tuning)), None)
 
     return apply_rules(graph, "fuse_chains", (Rule("fuse_chain", ("conv",), fuse_chain),), operations, steps)
 
 
-def _pays(chain: Sequence[Node], target: Target, threads: int) -> bool:
-    inputs, attrs = _operator(chain, 1)
-    before, spread, after = parse_chain(inputs, attrs)
-    (wide,) = (node.inputs[0].shape for node in chain if _is_depthwise(node))
-    core = core_of(target, SCALAR_OF[inputs[0].type.dtype])
-    return chain_pays(core, wide, chain[-1].types[0].shape, before, spread, after, threads)  # type: ignore[arg-type]
+def possible_chains(graph: Graph) -> Iterator[tuple[Node, ...]]:
+    """The convolutions of every chain that could be fused in a graph, whether it pays or not. One convolution may be in several."""
+    order = graph.nodes()
+    context = Context.of(graph, order)
+    for node in order:
+        if node.op == "conv":
+            yield from _chains_at(node, context)
 
 
-def _chain(chain: Sequence[Node], threads: int) -> Node:
-    inputs, attrs = _operator(chain, threads if threads > 1 else RANGES)
-    return rewritten("conv_chain", inputs, attrs, chain[-1], chain[:-1])
+def chain_of(parts: Sequence[Node], threads: int) -> Node:
+    """The operator that does what these convolutions do one after another."""
+    inputs = [parts[0].inputs[0], *(value for node in parts for value in node.inputs[1:])]
+    stages = tuple(tuple(sorted(node.attrs.items())) for node in parts)
+    attrs = {"stages": stages, "ranges": threads if threads > 1 else RANGES}
+    return rewritten("conv_chain", inputs, attrs, parts[-1], parts[:-1])
 
 
-def _operator(chain: Sequence[Node], ranges: int) -> tuple[list[Value], dict[str, object]]:
-    inputs = [chain[0].inputs[0], *(value for node in chain for value in node.inputs[1:])]
-    return inputs, {"stages": tuple(tuple(sorted(node.attrs.items())) for node in chain), "ranges": ranges}
+def _chains_at(node: Node, context: Context) -> Iterator[tuple[Node, ...]]:
+    """The chains that a convolution can be the end of, the longest first."""
+    spread = node if _is_depthwise(node) else node.inputs[0].node
+    after = None if spread is node else node
+    if not _is_depthwise(spread) or (after is not None and not (_is_point(after) and _only(spread, after, context))):
+        return
+    if after is None and any(_takes(reader, at) for reader, at in context.readers_of(node.out())):
+        return
+    before = spread.inputs[0].node
+    found = (spread,) if after is None else (spread, after)
+    if _is_point(before) and "residual" not in _entries(before) and _only(before, spread, context):
+        yield (before, *found)
+    if after is not None:
+        yield found
+
+
+def _pays(chain: Node, target: Target, threads: int, tuning: Tuning | None) -> bool:
+    # Measured on one thread. On several, ranges of rows make some rows of the middle again, which only the cost model knows of.
+    measured = tuning.fused(chain) if tuning is not None and threads == 1 else None
+    if measured is not None:
+        return measured
+    out = chain.types[0]
+    return chain_pays(core_of(target, SCALAR_OF[out.dtype]), chain.inputs, chain.attrs, out.shape, threads)
 
 
 def _entries(node: Node) -> list[str]:
