@@ -45,6 +45,25 @@ def compile_program(
     that this graph cannot be given, CalibrationError where the record is missing or of another network, StrictError (options.strict)
     that lists every node that would be computed in a slow generic way.
     """
+    done: list[Rewrite] = []
+    graph, summary = prepare(graph, options, calibration, judge, done)
+    if options.optimize_for == "speed":
+        graph = fuse_chains(graph, target, options.threads, Steps(options.step_limit, done, len(done)), tuning)
+        verify(graph)
+    program = lower(graph, target, options.optimize_for, tuning)
+    if options.strict:
+        refuse_generic(program)
+    return program, summary
+
+
+def prepare(
+    graph: Graph,
+    options: CompileOptions,
+    calibration: CalibrationRecord | None = None,
+    judge: Target | None = None,
+    done: list[Rewrite] | None = None,
+) -> tuple[Graph, dict[str, Any] | None]:
+    """All that `compile_program` does before it looks at the target. done: takes the rewrites of `optimize`."""
     if options.dtype not in (None, "float32", "int8"):
         raise OptionError(
             f"dtype {options.dtype!r}: this version compiles float32 and int8; leave dtype out to keep the file's types"
@@ -58,7 +77,6 @@ def compile_program(
         raise CalibrationError(
             "dtype int8 needs calibration samples: give calibration=, about 32 typical inputs, or a saved record"
         )
-    done: list[Rewrite] = []
     graph = optimize(graph, step_limit=options.step_limit, trace=done)
     summary = None
     if options.dtype == "int8" and calibration is not None:
@@ -71,13 +89,7 @@ def compile_program(
     if options.io_dtype is not None and integers:
         graph = integer_boundary(graph, options.io_dtype)
         verify(graph)
-    if options.optimize_for == "speed":
-        graph = fuse_chains(graph, target, options.threads, Steps(options.step_limit, done, len(done)), tuning)
-        verify(graph)
-    program = lower(graph, target, options.optimize_for, tuning)
-    if options.strict:
-        refuse_generic(program)
-    return program, summary
+    return graph, summary
 
 
 def compile_levels(

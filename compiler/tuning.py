@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.choice import Chain, Choice
+from cortado.compiler.kernels.quantized_sums import centred_weights, fits_byte
 from cortado.compiler.program import Operand, contiguous_strides
 from cortado.errors import OptionError
+
+QUANTIZED = ("q_conv", "q_fc")
+SCALES = ("quant", "lo", "hi")  # attributes of quantized nodes that no time depends on: they come from calibration
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,21 @@ def chain_key(chain: Node) -> str:
 
 
 def kernel_key(node: Node, ins: Sequence[Operand], outs: Sequence[Operand]) -> str:
-    """Everything about a node that its kernels depend on, but for the values of its constants: two nodes with one key have one code."""
+    """Everything about a node that the time of its kernels depends on, but for the values of its constants.
+
+    Nodes with one key have one code, quantized ones up to numbers in it. Of the weights of these it matters whether they fit a byte.
+    """
     inputs = [_operand(operand) + "=" * (value.constant is not None) for operand, value in zip(ins, node.inputs, strict=True)]
-    attrs = [f"{name}={_attribute(value)}" for name, value in sorted(node.attrs.items())]
-    return " ".join([node.op, *inputs, "->", *map(_operand, outs), *attrs])
+    attrs = [f"{name}={_attribute(value)}" for name, value in sorted(node.attrs.items()) if name not in SCALES]
+    wide = (
+        ["wide"] if node.op in QUANTIZED and node.inputs[1].constant is not None and not fits_byte(centred_weights(node)) else []
+    )
+    return " ".join([node.op, *wide, *inputs, "->", *map(_operand, outs), *attrs])
 
 
 def _operand(operand: Operand) -> str:
     strides = "" if operand.contiguous else ":" + ",".join(map(str, operand.strides))
-    return f"{operand.type}{strides}"
+    return f"{replace(operand.type, quant=None)}{strides}"
 
 
 def _attribute(value: object) -> str:

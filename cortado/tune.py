@@ -7,18 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from cortado.api import compile as compile_graph
+from cortado.backends.targets.classes import judge_of
 from cortado.chains import chain_calls, chains_of, memory
 from cortado.compiler.graph import Graph
 from cortado.compiler.kernels.choice import Choice, describe, to_plain
 from cortado.compiler.kernels.table import lower_chosen
 from cortado.compiler.legalize import legalize
-from cortado.compiler.optimize import optimize
+from cortado.compiler.options import CompileOptions
+from cortado.compiler.pipeline import prepare
 from cortado.compiler.program import KernelCall, Ref
+from cortado.compiler.quantize.record import CalibrationRecord
 from cortado.compiler.target import Target
 from cortado.compiler.tuning import Tuning
 from cortado.compiler.types import NUMPY_DTYPE, TimedExecutor
@@ -106,24 +110,30 @@ def result_of(layer: Layer, entry: Entry) -> LayerResult:
 
 
 def tune_graph(
-    graph: Graph, target: Target, path: Path, seconds: float | None = None, watch: Callable[[str], None] = lambda text: None
+    graph: Graph,
+    target: Target,
+    path: Path,
+    seconds: float | None = None,
+    watch: Callable[[str], None] = lambda text: None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> TuneReport:
-    """Measure the choices for every conv and fc of a float32 network, then whether chains of them should be one operator, and keep what is
-    found in the file at `path`.
+    """Measure the choices for every conv and fc of a network, then whether chains of them should be one operator, and keep what is found in
+    the file at `path`.
 
     target: that this machine can run. seconds: to begin measurements in; None for all. What the file has already is not measured again.
-    watch: is told what goes on. Raises TargetError where the target is of another machine, FormatError where the file is something else.
+    watch: is told what goes on. settings: keywords of `cortado.compile` that say what is int8; a calibration is a record.
+    Raises TargetError where the target is of another machine, FormatError where the file is something else.
     """
     began = time.monotonic()
     database = read_database(path)
     core = core_name(target)
     entries = database.entries(core)
-    plain = compile_graph(graph, target=target, tuning=False)
+    plain = compile_graph(graph, target=target, tuning=False, **settings)
     before = _WholeRun(plain)
     before.time()
     sizes = plain.report().sizes
-    optimized = optimize(graph)
-    layers = [*layers_of(optimized, target), *chains_of(optimized)]  # a chain is compared with the best of its layers
+    prepared = _prepared(graph, target, **settings)
+    layers = [*layers_of(prepared, target), *chains_of(prepared)]  # a chain is compared with the best of its layers
     tuner = Tuner(
         target,
         lambda layer, choices: _executors(layer, choices, target, sizes.weights + sizes.arena, best_of(entries, str(path))),
@@ -137,10 +147,15 @@ def tune_graph(
         if entry is not None and entry.ratios:
             results.append(result_of(layer, entry))
         unmeasured += entry is None or not entry.finished
-    after = _WholeRun(compile_graph(graph, target=target, tuning=path)) if path.exists() else before
+    after = _WholeRun(compile_graph(graph, target=target, tuning=path, **settings)) if path.exists() else before
     watch("whole runs")
     model_us, tuned_us = (least * 1e6 for least in in_turns([before, after], WHOLE_SECONDS, 10_000, 1e9))
     return TuneReport(plain.name, core, str(path), tuple(results), unmeasured, model_us, tuned_us)
+
+
+def _prepared(graph: Graph, target: Target, calibration: CalibrationRecord | None = None, **settings: Any) -> Graph:
+    """What a compilation makes of a graph before it chooses kernels."""
+    return prepare(graph, CompileOptions(**settings), calibration, judge_of(target))[0]
 
 
 def _told(watch: Callable[[str], None], before: str, text: str) -> None:

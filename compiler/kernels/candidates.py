@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.chain import chain_pays
@@ -15,16 +15,34 @@ from cortado.compiler.kernels.depthwise import block_choices, choose_cuts, serve
 from cortado.compiler.kernels.driver import GroupAxis
 from cortado.compiler.kernels.epilogue import parse_epilogue
 from cortado.compiler.kernels.geometry import Geometry
+from cortado.compiler.kernels.quantized_conv import q_conv_sums, q_fc_sums
+from cortado.compiler.kernels.quantized_depthwise import serves_q_depthwise
+from cortado.compiler.kernels.quantized_winograd import choose_q_winograd, exact_filterings, q_product_problem, serves_q_winograd
 from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition, core_of, panel_choices, stores_far
 from cortado.compiler.kernels.winograd import choose_winograd, product_problem, serves_winograd, tiling_of
 from cortado.compiler.kernels.winograd_algebra import POINTS
 from cortado.compiler.lang import SCALAR_OF
 from cortado.compiler.program import Operand
 from cortado.compiler.target import Target
+from cortado.compiler.tuning import QUANTIZED
 
 Problem = tuple[Geometry, tuple[GroupAxis, ...], int]  # geometry, groups, and output channels of a group
 MOST_SHAPES = 24  # of register blocks
 SLOWEST = 1.7  # times the cost model's best: what it finds slower than that is not measured
+
+
+@dataclass(frozen=True)
+class _Tiled:
+    """What tiles are chosen for. far: as `tiling.stores_far`. packable: weights may be in parts of k."""
+
+    core: Core
+    problem: Problem
+    far: bool
+    packable: bool
+
+    @property
+    def groups(self) -> int:
+        return math.prod(axis.count for axis in self.problem[1])
 
 
 def algorithms(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[Choice]:
@@ -35,40 +53,49 @@ def algorithms(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targ
     if node.op == "conv_chain":
         fused = chain_pays(core_of(target, SCALAR_OF[outs[0].type.dtype]), node.inputs, node.attrs, outs[0].shape, 1)
         return [Chain(fused), Chain(not fused)]
-    if outs[0].type.size == 0 or node.op not in ("conv", "fc") or node.inputs[1].constant is None:
+    if outs[0].type.size == 0 or node.op not in ("conv", "fc", *QUANTIZED) or node.inputs[1].constant is None:
         return []
-    core = core_of(target, SCALAR_OF[outs[0].type.dtype])
+    if node.op in QUANTIZED:
+        return _q_algorithms(node, ins, outs, target)
     if node.op == "conv" and serves_depthwise(node, parse_epilogue(node.attrs["epilogue"], 2)):
-        return [_blocks(node, ins, outs, core)[0]]
-    found: list[Choice] = [_tiles(core, problem_of(node, ins, outs), 1)[0]]
+        return [_blocks(node, ins, outs, target)[0]]
+    found: list[Choice] = [_tiles(_tiled(node, ins, outs, target), 1)[0]]
     if node.op == "conv" and serves_winograd(node, ins, outs, target):
         chosen = choose_winograd(node, ins, outs, target)
         found = [*([] if chosen is None else [chosen]), *found, *(Winograd(m) for m in POINTS)]
     return list(dict.fromkeys(found))
 
 
+def _q_algorithms(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[Choice]:
+    if node.inputs[2].constant is None or (node.op == "q_conv" and serves_q_depthwise(node)):
+        return []
+    found: list[Choice] = [_tiles(_tiled(node, ins, outs, target), 1)[0]]
+    if node.op == "q_conv" and serves_q_winograd(node, outs, target):
+        m = choose_q_winograd(node, ins, outs, target)
+        found = [*([] if m is None else [Winograd(m)]), *found, *map(Winograd, exact_filterings(node))]
+    return list(dict.fromkeys(found))
+
+
 def shapes(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice) -> list[Choice]:
     """Other blocks of registers for the algorithm of a choice, the best of the cost model first."""
-    core = core_of(target, SCALAR_OF[outs[0].type.dtype])
     if isinstance(choice, Chain):
         return []
     if isinstance(choice, Depthwise):
-        return list(_blocks(node, ins, outs, core))
+        return list(_blocks(node, ins, outs, target))
     if isinstance(choice, Direct):
-        return list(_tiles(core, problem_of(node, ins, outs), MOST_SHAPES))
-    problem = product_problem(tiling_of(node, ins, outs, choice.m), outs[0].shape[-1], ins[0].shape[-1])
-    return [replace(choice, products=tiles) for tiles in _tiles(core, problem, MOST_SHAPES // 2)]
+        return list(_tiles(_tiled(node, ins, outs, target), MOST_SHAPES))
+    products = _products(node, ins, outs, target, choice.m)
+    return [replace(choice, products=tiles) for tiles in _tiles(products, MOST_SHAPES // 2)]
 
 
 def cuts(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice) -> list[Choice]:
     """Other ways to cut the loops around the tiles of a choice."""
-    core = core_of(target, SCALAR_OF[outs[0].type.dtype])
     if isinstance(choice, Direct):
-        return list(_cuts(core, problem_of(node, ins, outs), choice))
+        return list(_cuts(_tiled(node, ins, outs, target), choice))
     if isinstance(choice, Winograd):
-        problem = product_problem(tiling_of(node, ins, outs, choice.m), outs[0].shape[-1], ins[0].shape[-1])
-        products = choice.products or _tiles(core, problem, 1)[0]
-        return [replace(choice, products=cut) for cut in _cuts(core, problem, products)]
+        products = _products(node, ins, outs, target, choice.m)
+        tiles = choice.products or _tiles(products, 1)[0]
+        return [replace(choice, products=cut) for cut in _cuts(products, tiles)]
     return []
 
 
@@ -77,32 +104,53 @@ def problem_of(node: Node, ins: Sequence[Operand], outs: Sequence[Operand]) -> P
     return (conv_problem if node.op == "conv" else fc_problem)(node, ins, outs)
 
 
-def _tiles(core: Core, problem: Problem, most: int) -> list[Direct]:
-    """Register blocks, the one that the cost model chooses first."""
+def _tiled(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> _Tiled:
+    """A layer that is done directly."""
+    if node.op in QUANTIZED:
+        sums = (q_conv_sums if node.op == "q_conv" else q_fc_sums)(node, ins, outs, target)
+        return _Tiled(sums.core, (sums.geometry, sums.groups, sums.outputs), False, False)
+    return _float(core_of(target, SCALAR_OF[outs[0].type.dtype]), problem_of(node, ins, outs))
+
+
+def _products(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, m: int) -> _Tiled:
+    """The matrix products of F(m, 3)."""
+    if node.op in QUANTIZED:
+        return _Tiled(*q_product_problem(node, ins, outs, m, target), False, True)
+    problem = product_problem(tiling_of(node, ins, outs, m), outs[0].shape[-1], ins[0].shape[-1])
+    return _float(core_of(target, SCALAR_OF[outs[0].type.dtype]), problem)
+
+
+def _float(core: Core, problem: Problem) -> _Tiled:
     geometry, groups, outputs = problem
+    return _Tiled(core, problem, stores_far(core, geometry, outputs, math.prod(axis.count for axis in groups)), True)
+
+
+def _tiles(tiled: _Tiled, most: int) -> list[Direct]:
+    """Register blocks, the one that the cost model chooses first."""
+    geometry, _, outputs = tiled.problem
     pixels, depth = geometry.width.outputs, geometry.depth_of_sum
-    far = stores_far(core, geometry, outputs, math.prod(axis.count for axis in groups))
-    panels = choose_panels(core, outputs, pixels, depth, far=far)
+    panels = choose_panels(tiled.core, outputs, pixels, depth, far=tiled.far)
     best = Direct(panels.vectors, panels.rows or panels.last_rows, panels.last_rows or panels.rows)
-    ranked = panel_choices(core, outputs, pixels, depth, far)
+    ranked = panel_choices(tiled.core, outputs, pixels, depth, tiled.far)
     others = [tiles for cycles, tiles in ranked if cycles <= SLOWEST * ranked[0][0]]
     return [best, *(tiles for tiles in others if tiles != best)][:most]
 
 
-def _cuts(core: Core, problem: Problem, tiles: Direct) -> list[Direct]:
-    geometry, groups, outputs = problem
+def _cuts(tiled: _Tiled, tiles: Direct) -> list[Direct]:
+    core, (geometry, _, outputs) = tiled.core, tiled.problem
     panels = choose_panels(core, outputs, geometry.width.outputs, geometry.depth_of_sum, tiles)
-    count = math.prod(axis.count for axis in groups)
-    plain = choose_partition(core, geometry, panels, count, True, tiles)
+    plain = choose_partition(core, geometry, panels, tiled.groups, tiled.packable, tiles)
     blocks = {max(1, plain.blocks * factor // 4) for factor in (1, 2, 8, 16)} | {1}
-    parts = -(-geometry.channels // plain.k_part)
-    k_parts = {k for k in (1, parts - 1, parts + 1, 2 * parts, 4) if 1 <= k <= max(1, geometry.channels // 32)}
     found = [replace(tiles, blocks=number) for number in sorted(blocks - {plain.blocks})]
-    found += [replace(tiles, k_parts=number) for number in sorted(k_parts - {parts})]
+    if tiled.packable:
+        parts = -(-geometry.channels // plain.k_part)
+        k_parts = {k for k in (1, parts - 1, parts + 1, 2 * parts, 4) if 1 <= k <= max(1, geometry.channels // 32)}
+        found += [replace(tiles, k_parts=number) for number in sorted(k_parts - {parts})]
     return [*found, *([replace(tiles, ahead=plain.ahead == 0)] if core.prefetch else [])]
 
 
-def _blocks(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], core: Core) -> list[Depthwise]:
+def _blocks(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[Depthwise]:
+    core = core_of(target, SCALAR_OF[outs[0].type.dtype])
     geometry = conv_problem(node, ins, outs)[0]
     channels = ins[0].shape[-1]
     multiplier = outs[0].shape[-1] // channels

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from cortado.compiler.graph import Node
+from cortado.compiler.kernels.choice import Chain, Choice, Depthwise, Direct, Winograd
 from cortado.compiler.kernels.driver import Contraction, GroupAxis, contraction_driver
 from cortado.compiler.kernels.geometry import Geometry, conv_geometry, rows_geometry
 from cortado.compiler.kernels.packing import pack_panels
@@ -24,9 +25,9 @@ from cortado.compiler.kernels.quantized_sums import (
     requantization,
 )
 from cortado.compiler.kernels.quantized_tile import Dot
-from cortado.compiler.kernels.quantized_winograd import choose_q_winograd, lower_q_winograd
+from cortado.compiler.kernels.quantized_winograd import choose_q_winograd, lower_q_winograd, serves_q_winograd
 from cortado.compiler.kernels.requantize import multiplier_rows
-from cortado.compiler.kernels.tiling import choose_panels, choose_partition
+from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition
 from cortado.compiler.ops.quantized import output_scales
 from cortado.compiler.ops.requantize import scale_of
 from cortado.compiler.program import KernelCall, Operand, Ref
@@ -39,16 +40,65 @@ def lower_q_conv_larger(node: Node, ins: Sequence[Operand], outs: Sequence[Opera
     return lower_q_conv(node, ins, outs, target) if m is None else lower_q_winograd(node, ins, outs, m, target)
 
 
-def lower_q_conv(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
-    """x[N,*S,C], w[O,*K,C/group], bias[O], perhaps a residual -> out[N,*OS,O]; int8 and uint8, 1 to 3 spatial axes."""
-    x, out = ins[0], outs[0]
-    if out.type.size == 0:
+def lower_q_chosen(
+    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice
+) -> list[KernelCall]:
+    """A q_conv or q_fc in the way that was chosen. Raises ValueError for what cannot be."""
+    if isinstance(choice, (Chain, Depthwise)):
+        raise ValueError("integers are multiplied directly or by Winograd's filtering")
+    tiles = choice.products if isinstance(choice, Winograd) else choice
+    if tiles is not None and tiles.fill is not None:
+        raise ValueError("panels of integers are not filled up")
+    if isinstance(choice, Winograd):
+        if node.op != "q_conv" or not serves_q_winograd(node, outs, target):
+            raise ValueError("it cannot be done by Winograd's filtering")
+        return lower_q_winograd(node, ins, outs, choice.m, target, tiles)
+    return (lower_q_conv if node.op == "q_conv" else lower_q_fc)(node, ins, outs, target, tiles)
+
+
+def lower_q_conv(
+    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Direct | None = None
+) -> list[KernelCall]:
+    """x[N,*S,C], w[O,*K,C/group], bias[O], perhaps a residual -> out[N,*OS,O]; int8 and uint8, 1 to 3 spatial axes.
+
+    choice: tiles and cuts; None for the cost model's. Raises ValueError where it does not fit.
+    """
+    if outs[0].type.size == 0:
         return []
-    group = node.attrs["group"]
+    if serves_q_depthwise(node):
+        if choice is not None:
+            raise ValueError("it is depthwise")
+        return lower_q_depthwise(node, ins, outs, centred_weights(node), requantization(node), target)
+    return _contraction("q_conv", node, q_conv_sums(node, ins, outs, target), target, choice)
+
+
+def lower_q_fc(
+    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Direct | None = None
+) -> list[KernelCall]:
+    """x[...,K], w[O,K], bias[O], perhaps a residual -> out[...,O]; int8 and uint8. choice: as of lower_q_conv."""
+    if outs[0].type.size == 0:
+        return []
+    return _contraction("q_fc", node, q_fc_sums(node, ins, outs, target), target, choice)
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """A layer as tiles see it. w: without zero points. outputs: channels of a group."""
+
+    staged: Staged
+    dot: Dot
+    core: Core
+    w: np.ndarray
+    geometry: Geometry
+    groups: tuple[GroupAxis, ...]
+    outputs: int
+
+
+def q_conv_sums(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> Sums:
+    """Of a q_conv that is not depthwise."""
+    x, out, group = ins[0], outs[0], node.attrs["group"]
     outputs, rank = out.shape[-1] // group, len(x.shape) - 2
     w, zero = centred_weights(node), scale_of(node.inputs[0].type)[1]
-    if serves_q_depthwise(node):
-        return lower_q_depthwise(node, ins, outs, w, requantization(node), target)
     dot = choose_dot(node, w, target)
     begin, end = (0, *node.attrs["pads_begin"]), (0, *node.attrs["pads_end"])
     staged = stage(x, zero, group, dot, begin, end, target)
@@ -58,32 +108,33 @@ def lower_q_conv(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], ta
     beside = ins[3] if len(ins) == 4 else None
     geometry = conv_geometry(staged.words, out, beside, w.shape[1 : 1 + rank], staged.channels, attrs)
     groups = (GroupAxis(group, staged.channels, 1, outputs, outputs),) if group > 1 else ()
-    return _contraction("q_conv", node, staged, dot, w, geometry, groups, outputs, target)
+    return _sums(staged, dot, w, geometry, groups, outputs, target)
 
 
-def lower_q_fc(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
-    """x[...,K], w[O,K], bias[O], perhaps a residual -> out[...,O]; int8 and uint8."""
+def q_fc_sums(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> Sums:
     x, out = ins[0], outs[0]
-    if out.type.size == 0:
-        return []
     w, zero = centred_weights(node), scale_of(node.inputs[0].type)[1]
     dot = choose_dot(node, w, target)
     nothing = (0,) * (len(x.shape) - 1)
     staged = stage(x, zero, 1, dot, nothing, nothing, target)
     geometry, apart = rows_geometry(staged.words, out, ins[3] if len(ins) == 4 else None, staged.channels)
     groups = tuple(GroupAxis(axis.outputs, axis.in_stride, 0, axis.out_stride, axis.residual_stride) for axis in apart)
-    return _contraction("q_fc", node, staged, dot, w, geometry, groups, out.shape[-1], target)
+    return _sums(staged, dot, w, geometry, groups, out.shape[-1], target)
 
 
-def _contraction(
-    family: str, node: Node, staged: Staged, dot: Dot, w: np.ndarray, geometry: Geometry, groups: tuple[GroupAxis, ...],
-    outputs: int, target: Target,
-) -> list[KernelCall]:  # fmt: skip
+def _sums(
+    staged: Staged, dot: Dot, w: np.ndarray, geometry: Geometry, groups: tuple[GroupAxis, ...], outputs: int, target: Target
+) -> Sums:
     dot = replace(dot, flip=staged.flip)
-    core = dot_core(target, dot)
-    panels = choose_panels(core, outputs, geometry.width.outputs, geometry.depth_of_sum)
+    return Sums(staged, dot, dot_core(target, dot), w, geometry, groups, outputs)
+
+
+def _contraction(family: str, node: Node, sums: Sums, target: Target, choice: Direct | None) -> list[KernelCall]:
+    staged, dot, core, w = sums.staged, sums.dot, sums.core, sums.w
+    geometry, groups, outputs = sums.geometry, sums.groups, sums.outputs
+    panels = choose_panels(core, outputs, geometry.width.outputs, geometry.depth_of_sum, choice)
     count = math.prod(axis.count for axis in groups)
-    partition = choose_partition(core, geometry, panels, count, False)
+    partition = choose_partition(core, geometry, panels, count, False, choice)
     epilogue = requantization(node)
     layer = Contraction("i32", geometry, groups, panels, partition, epilogue)
     kernel = contraction_driver(f"{family}_{dot.name}", layer, core, target, dot.tile_kernel)

@@ -31,11 +31,14 @@ def centred_weights(node: Node) -> np.ndarray:
     return w.astype(np.int16) - zeros.astype(np.int16).reshape(-1, *[1] * (w.ndim - 1))
 
 
+def fits_byte(w: np.ndarray) -> bool:
+    return bool(w.size == 0 or (w.min() >= -128 and w.max() <= 127))
+
+
 def choose_dot(node: Node, w: np.ndarray, target: Target) -> Dot:
     """dot4 where the target has it and the weights fit a byte, else dot2."""
     vector = I32.with_lanes(target.lanes("i32"))
-    fits = bool(w.size == 0 or (w.min() >= -128 and w.max() <= 127))
-    four = fits and target.has("dot4", vector, vector, vector)
+    four = fits_byte(w) and target.has("dot4", vector, vector, vector)
     return Dot("dot4" if four else "dot2", node.inputs[0].type.dtype == "int8")
 
 

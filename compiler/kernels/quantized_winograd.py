@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from cortado.compiler.graph import Node
+from cortado.compiler.kernels.choice import Direct
 from cortado.compiler.kernels.driver import Contraction, GroupAxis, contraction_driver
 from cortado.compiler.kernels.epilogue import EpilogueKind
-from cortado.compiler.kernels.geometry import conv_geometry, rows_geometry
+from cortado.compiler.kernels.geometry import Geometry, conv_geometry, rows_geometry
 from cortado.compiler.kernels.packing import pack_panels
 from cortado.compiler.kernels.quantized_filtering import WholeFiltering, whole_filtering
 from cortado.compiler.kernels.quantized_sums import centred_weights, choose_dot, dot_core, packed_words, requantization
@@ -98,8 +99,45 @@ class _Plan:
     m_stride: int
 
 
-def lower_q_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], m: int, target: Target) -> list[KernelCall]:
-    """x[N,H,W,C], w[O,3,3,C], bias[O], perhaps a residual -> out[N,OH,OW,O], where `serves_q_winograd` and F(m, 3) is exact."""
+def exact_filterings(node: Node) -> tuple[int, ...]:
+    """The m for which F(m, 3) of the node's weights is exact."""
+    w = centred_weights(node)
+    return tuple(m for m in POINTS if whole_filtering(m).exact(w))
+
+
+def may_filter(node: Node, m: int) -> bool:
+    """Whether F(m, 3) is exact for the node's weights, if it is a filtering of such a node at all."""
+    w = node.inputs[1].constant
+    return m not in POINTS or w is None or w.ndim != 4 or w.shape[1:3] != (TAPS, TAPS) or m in exact_filterings(node)
+
+
+def q_product_problem(
+    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], m: int, target: Target
+) -> tuple[Core, tuple[Geometry, tuple[GroupAxis, ...], int]]:
+    """The matrix products of all points as one contraction: the core, geometry, groups, and output channels."""
+    tiling = tiles_of(node, ins, outs, whole_filtering(m))
+    channels, outputs = ins[0].shape[-1], outs[0].shape[-1]
+    return _product_problem(tiling, tiling.stride(channels), tiling.stride(outputs), channels, outputs, target)
+
+
+def _product_problem(
+    tiling: Tiling, v_stride: int, m_stride: int, channels: int, outputs: int, target: Target
+) -> tuple[Core, tuple[Geometry, tuple[GroupAxis, ...], int]]:
+    words = channels // 2
+    geometry, _ = rows_geometry(_matrix(tiling.tiles, words), _matrix(tiling.tiles, outputs), None, words)
+    groups = (GroupAxis(tiling.f.size**2, v_stride // 2, 1, m_stride, 0),)
+    return dot_core(target, Dot("dot2"), narrows=False), (geometry, groups, outputs)
+
+
+def lower_q_winograd(
+    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], m: int, target: Target, tiles: Direct | None = None
+) -> list[KernelCall]:
+    """x[N,H,W,C], w[O,3,3,C], bias[O], perhaps a residual -> out[N,OH,OW,O], where `serves_q_winograd` and F(m, 3) is exact.
+
+    tiles: of the matrix products; None for the cost model's. Raises ValueError where these, m or the weights do not fit.
+    """
+    if m not in POINTS:
+        raise ValueError(f"F({m}) is not one of {', '.join(f'F({known})' for known in POINTS)}")
     x, out, f, w = ins[0], outs[0], whole_filtering(m), centred_weights(node)
     if not f.exact(w):
         raise ValueError(f"F({m}) is not exact for the weights of {node.name}")
@@ -126,19 +164,17 @@ def lower_q_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand]
     write_tiles = output_driver("q_winograd_output", tiling, out, beside, ("i32", "i8"), own, plan.m_stride, writers, target)
     return [
         KernelCall(read_tiles, (Ref("input", 0), v), tasks, tasks),
-        _products(plan, w, v, sums),
+        _products(plan, w, v, sums, tiles),
         KernelCall(write_tiles, (sums, head, *residual, Ref("output", 0)), tasks, tasks),
     ]
 
 
-def _products(plan: _Plan, w: np.ndarray, v: Ref, sums: Ref) -> KernelCall:
-    tiles, products, dot = plan.tiling.tiles, plan.f.size**2, Dot("dot2")
-    outputs, words = w.shape[0], w.shape[3] // 2
-    geometry, _ = rows_geometry(_matrix(tiles, words), _matrix(tiles, outputs), None, words)
-    core = dot_core(plan.target, dot, narrows=False)
-    panels = choose_panels(core, outputs, tiles, words)
-    partition = choose_partition(core, geometry, panels, products, True)
-    groups = (GroupAxis(products, plan.v_stride // 2, 1, plan.m_stride, 0),)
+def _products(plan: _Plan, w: np.ndarray, v: Ref, sums: Ref, tiles: Direct | None) -> KernelCall:
+    products, dot = plan.f.size**2, Dot("dot2")
+    core, problem = _product_problem(plan.tiling, plan.v_stride, plan.m_stride, w.shape[3], w.shape[0], plan.target)
+    geometry, groups, outputs = problem
+    panels = choose_panels(core, outputs, plan.tiling.tiles, geometry.depth_of_sum, tiles)
+    partition = choose_partition(core, geometry, panels, products, True, tiles)
     layer = Contraction("i32", geometry, groups, panels, partition, EpilogueKind())
     kernel = contraction_driver("q_winograd", layer, core, plan.target, dot.tile_kernel)
     packed = packed_words(plan.f.filters(w), dot)[:, :, geometry.weight_order(partition.k_part)]

@@ -35,7 +35,7 @@ class SharedChoices(Tuning):
     larger: bool
 
     def choice(self, node: Node, ins: Sequence[Operand], outs: Sequence[Operand]) -> Choice | None:
-        found = algorithms(node, ins, outs, self.reference)
+        found = algorithms(node, ins, outs, self.reference) if node.op in ("conv", "fc") else []
         if not found or isinstance(found[0], Depthwise):
             return None
         scalar = SCALAR_OF[outs[0].type.dtype]

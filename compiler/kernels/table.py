@@ -21,10 +21,11 @@ from cortado.compiler.kernels.pointwise import lower_elementwise, lower_pointwis
 from cortado.compiler.kernels.pool import lower_average_pool, lower_max_pool
 from cortado.compiler.kernels.proposals import lower_generate_proposals
 from cortado.compiler.kernels.quantized_average import lower_q_average_pool, lower_q_mean
-from cortado.compiler.kernels.quantized_conv import lower_q_conv, lower_q_conv_larger, lower_q_fc
+from cortado.compiler.kernels.quantized_conv import lower_q_chosen, lower_q_conv, lower_q_conv_larger, lower_q_fc
 from cortado.compiler.kernels.quantized_pointwise import lower_dequantize, lower_q_add, lower_q_mul, lower_quantize
 from cortado.compiler.kernels.quantized_roi import lower_q_roi_align
 from cortado.compiler.kernels.quantized_table import lower_q_softmax, lower_q_table
+from cortado.compiler.kernels.quantized_winograd import may_filter
 from cortado.compiler.kernels.reduce import lower_reduce
 from cortado.compiler.kernels.resize import lower_resize_bilinear, lower_resize_nearest
 from cortado.compiler.kernels.roi import lower_heatmap_keypoint, lower_roi_align, lower_roi_pool
@@ -35,7 +36,7 @@ from cortado.compiler.kernels.winograd import choose_winograd, lower_winograd, s
 from cortado.compiler.ops.elementwise import ELEMENTWISE
 from cortado.compiler.program import KernelCall, Operand
 from cortado.compiler.target import Target, reproducible
-from cortado.compiler.tuning import Tuning
+from cortado.compiler.tuning import QUANTIZED, Tuning
 from cortado.errors import OptionError
 
 Lowering = Callable[[Node, Sequence[Operand], Sequence[Operand], Target], list[KernelCall]]
@@ -47,7 +48,12 @@ Chooser = Callable[[Node, Sequence[Operand], Sequence[Operand]], Choice | None]
 def lower_chosen(
     node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice | None
 ) -> list[KernelCall]:
-    """A conv or fc in the way that was chosen, or in the cost model's where choice is None. Raises ValueError for what cannot be."""
+    """A conv or fc in the way that was chosen, or in the cost model's where choice is None; of integers only as chosen.
+
+    Raises ValueError for what cannot be.
+    """
+    if node.op in QUANTIZED and choice is not None:
+        return lower_q_chosen(node, ins, outs, target, choice)
     if isinstance(choice, Chain):
         raise ValueError("it is no chain")
     if isinstance(choice, Winograd):
@@ -68,14 +74,33 @@ def lower_fastest(
     choice = tuning.choice(node, ins, outs) if tuning is not None else None
     if isinstance(choice, Winograd) and not larger:
         choice = None
-    if choice is not None:
-        try:
-            return lower_chosen(node, ins, outs, target, choice)
-        except ValueError as error:
-            assert tuning is not None
-            raise OptionError(f"{tuning.name} does not fit {node.op} {node.name}: {error}; measure it anew") from error
+    if choice is not None and tuning is not None:
+        return _lower_measured(node, ins, outs, target, choice, tuning)
     chosen = choose_winograd(node, ins, outs, target) if larger and node.op == "conv" else None
     return lower_chosen(node, ins, outs, target, chosen)
+
+
+def lower_q_fastest(
+    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, larger: bool, tuning: Tuning | None
+) -> list[KernelCall]:
+    """As `lower_fastest` for q_conv and q_fc. Layers of one key may have weights of which one cannot be done by Winograd's filtering."""
+    choice = tuning.choice(node, ins, outs) if tuning is not None else None
+    if isinstance(choice, Winograd) and not (larger and may_filter(node, choice.m)):
+        choice = None
+    if choice is not None and tuning is not None:
+        return _lower_measured(node, ins, outs, target, choice, tuning)
+    if node.op == "q_fc":
+        return lower_q_fc(node, ins, outs, target)
+    return (lower_q_conv_larger if larger else lower_q_conv)(node, ins, outs, target)
+
+
+def _lower_measured(
+    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice, tuning: Tuning
+) -> list[KernelCall]:
+    try:
+        return lower_chosen(node, ins, outs, target, choice)
+    except ValueError as error:
+        raise OptionError(f"{tuning.name} does not fit {node.op} {node.name}: {error}; measure it anew") from error
 
 
 def lower_reproducibly(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
@@ -89,9 +114,9 @@ def lowerings(optimize_for: str, tuning: Tuning | None = None, same_bits: bool =
     same_bits: whether all but CONTRACTIONS are lowered reproducibly.
     """
     fastest = partial(lower_fastest, larger=optimize_for == "speed", tuning=tuning)
-    q_conv = lower_q_conv_larger if optimize_for == "speed" else lower_q_conv
+    whole = partial(lower_q_fastest, larger=optimize_for == "speed", tuning=tuning)
     others = dict.fromkeys(LOWERINGS.keys() - CONTRACTIONS, lower_reproducibly) if same_bits else {}
-    return {**LOWERINGS, "conv": fastest, "fc": fastest, "q_conv": q_conv, **others}
+    return {**LOWERINGS, "conv": fastest, "fc": fastest, "q_conv": whole, "q_fc": whole, **others}
 
 
 # Sums of products. Time goes there, so float ones are made as is fastest on each target; those of integers are exact in any order.

@@ -23,13 +23,9 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Shape = tuple[int, ...]
-COMPILE_KEYS = (
-    "target", "name", "dtype", "calibrate", "calibration_samples", "save_calibration", "resume_calibration", "calibration_method",
-    "keep_float", "io_dtype", "threads",
-    "separate_weights", "strict",
-    "tuning",
-)  # fmt: skip
 CALIBRATION_KEYS = ("calibrate", "calibration_samples", "save_calibration", "resume_calibration", "calibration_method")
+INT8_KEYS = ("dtype", *CALIBRATION_KEYS, "keep_float", "io_dtype")
+COMPILE_KEYS = ("target", "name", *INT8_KEYS, "threads", "separate_weights", "strict", "tuning")
 METHODS = ("extended", "min_max", "moving_average", "percentile", "entropy", "mean_square_error")
 
 
@@ -111,13 +107,17 @@ class CompileArguments:
                 raise OptionError(f"{source.path} has no input that pictures could be prepared for")
             first = graph.inputs[0]
             record = Preprocess.for_input(first.name, first.types[0].shape, graph.layouts.get(first.name, ""), preprocess)
+        return cortado.compile(graph, preprocess=record, **self.settings(graph, preprocess))
+
+    def settings(self, graph: Graph, preprocess: dict[str, Any]) -> dict[str, Any]:
+        """As keywords of `cortado.compile`."""
         given = {key: value for key, value in self.given.items() if key not in CALIBRATION_KEYS}
         if "keep_float" in given:
             names = given["keep_float"]
             given["keep_float"] = names[0] if names in (("slower",), ("none",)) else names
         if "calibrate" in self.given:
             given["calibration"] = self._calibration(graph, preprocess)
-        return cortado.compile(graph, preprocess=record, **given)
+        return given
 
     def calibrated(self, graph: Graph, preprocess: dict[str, Any]) -> CompileArguments:
         """The same with the record that --calibrate leads to, for several compilations."""
@@ -235,6 +235,41 @@ def compile_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Processor, features and system: host, x86-64-v3, cortex-m4 ... See `cortado targets`.",
         ),
         click.option("--name", metavar="NAME", help="Name of the library and prefix of its symbols; else the net's name."),
+        *_int8_options(),
+        click.option(
+            "--threads", type=click.IntRange(1), help="Threads to plan for, and to run with; a bundle runs with any number."
+        ),
+        click.option(
+            "--separate-weights", is_flag=True, default=None, help="Weights in a file of their own, not in the library."
+        ),
+        click.option(
+            "--strict",
+            is_flag=True,
+            default=None,
+            help="Fail (exit status 1) if a node is computed in a slow generic way; names all.",
+        ),
+        click.option(
+            "--tuning",
+            type=TuningFile(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE|none",
+            help="Measured choices that `cortado tune` kept; else, for host alone, the user's own file.",
+        ),
+    ]
+
+    return gathered("arguments", options, _arguments, COMPILE_KEYS)(command)
+
+
+def int8_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Those of `compile_options` that say what of a network is int8, as `arguments: CompileArguments`."""
+    return gathered("arguments", _int8_options(), _arguments, INT8_KEYS)(command)
+
+
+def _arguments(**values: Any) -> CompileArguments:
+    return CompileArguments({key: value for key, value in values.items() if value not in (None, ())})
+
+
+def _int8_options() -> list[Callable[[Any], Any]]:
+    return [
         click.option("--dtype", metavar="DTYPE", help="float32 or int8; else the model's own types."),
         click.option(
             "--calibrate",
@@ -266,30 +301,7 @@ def compile_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["float32", "int8", "uint8"]),
             help="Inputs and outputs of an int8 model; else float32.",
         ),
-        click.option(
-            "--threads", type=click.IntRange(1), help="Threads to plan for, and to run with; a bundle runs with any number."
-        ),
-        click.option(
-            "--separate-weights", is_flag=True, default=None, help="Weights in a file of their own, not in the library."
-        ),
-        click.option(
-            "--strict",
-            is_flag=True,
-            default=None,
-            help="Fail (exit status 1) if a node is computed in a slow generic way; names all.",
-        ),
-        click.option(
-            "--tuning",
-            type=TuningFile(exists=True, dir_okay=False, path_type=Path),
-            metavar="FILE|none",
-            help="Measured choices that `cortado tune` kept; else, for host alone, the user's own file.",
-        ),
     ]
-
-    def make(**values: Any) -> CompileArguments:
-        return CompileArguments({key: value for key, value in values.items() if value not in (None, ())})
-
-    return gathered("arguments", options, make, COMPILE_KEYS)(command)
 
 
 def preprocess_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from cortado.cli.console import print_json, status_line
-from cortado.cli.options import ModelSource, json_option, source_options
+from cortado.cli.options import CompileArguments, ModelSource, int8_options, json_option, preprocess_options, source_options
 from cortado.errors import OptionError
 
 
 @click.command("tune")
 @source_options
+@int8_options
+@preprocess_options
 @click.option(
     "--target", metavar="TARGET", default="host", help="host, the default, or another target that this machine can run."
 )
@@ -26,11 +29,20 @@ from cortado.errors import OptionError
     "--seconds", type=click.FloatRange(0), help="Begin nothing new after so many; the next call goes on. Else all is measured."
 )
 @json_option
-def tune_command(source: ModelSource, target: str, tuning: Path | None, seconds: float | None, as_json: bool) -> None:
+def tune_command(
+    source: ModelSource,
+    arguments: CompileArguments,
+    preprocess: dict[str, Any],
+    target: str,
+    tuning: Path | None,
+    seconds: float | None,
+    as_json: bool,
+) -> None:
     """Measure which kernels suit MODEL best on this machine.
 
-    Tries algorithms, tiles and cuts for every convolution and fully connected layer in float32, checks that they compute the same, and
-    keeps what it finds, also when interrupted. `compile` then takes the best. Takes minutes; nothing else should run meanwhile.
+    Tries algorithms, tiles and cuts for every convolution and fully connected layer, then chains of convolutions as one operator, checks
+    that all compute the same, and keeps what it finds, also when interrupted. `compile` then takes the best. Takes minutes; nothing else
+    should run meanwhile. Options of int8 and of pictures are those of `compile`; for int8 give both commands one saved calibration.
 
     \b
     Example: for ten minutes, then compile with what was found
@@ -47,8 +59,9 @@ def tune_command(source: ModelSource, target: str, tuning: Path | None, seconds:
     if path is None:
         raise OptionError("there is no folder for what is found: give --tuning FILE")
     graph = source.load()
+    settings = arguments.settings(graph, preprocess)
     with status_line() as show:
-        report = tune_graph(graph, find_target(target), path, seconds, show)
+        report = tune_graph(graph, find_target(target), path, seconds, show, settings)
     if as_json:
         print_json(report.to_dict())
     else:
