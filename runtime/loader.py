@@ -38,18 +38,24 @@ def runs_in_process(manifest: Manifest) -> bool:
     return "linux" in system and runs_here({"x86_64": X86_64, "aarch64": AARCH64}.get(architecture, 0))
 
 
+def linked_code(bundle: Bundle) -> LoadedCode:
+    """The library in memory, nothing of it run. Raises FormatError where it is damaged, TargetError where it cannot run here."""
+    library = memoryview(bundle.library)
+    return LoadedCode([library[start:stop] for _, start, stop in archive_members(library)])
+
+
 class HostRunner:
     """The loaded library. `run` is safe for use by several threads: every call has an arena of its own."""
 
-    def __init__(self, bundle: Bundle, level: int | None = None) -> None:
-        """level: number of the level to run, of a library that carries several; None for the one that it chooses.
+    def __init__(self, bundle: Bundle, level: int | None = None, code: LoadedCode | None = None) -> None:
+        """level: number of the level to run, of a library that carries several; None for the one that it chooses. code: the bundle's,
+        where it is linked already.
 
         Raises LacksInstructions where this machine's processor does.
         """
         self._manifest = bundle.manifest
         self._level = level
-        library = memoryview(bundle.library)
-        self._code = LoadedCode([library[start:stop] for _, start, stop in archive_members(library)])
+        self._code = linked_code(bundle) if code is None else code
         self._init = self._function("init", 2)
         self._run = self._function("run", 3)
         self._run_threads = self._function("run_threads", 5)
