@@ -45,6 +45,7 @@ class Model:
         manifest = bundle.manifest
         self.name = manifest.name
         self.inputs: dict[str, TensorInfo] = dict(manifest.inputs)
+        self._expected = [(name, NUMPY_DTYPE[info.dtype], info.shape) for name, info in manifest.inputs]
         self._output_names = [name for name, _ in manifest.outputs]
         self._counts = {name: info.count for name, info in manifest.outputs if info.count is not None}
         self.outputs: dict[str, TensorInfo] = {n: info for n, info in manifest.outputs if n not in self._counts.values()}
@@ -107,6 +108,14 @@ class Model:
 
     def _checked(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The arrays in the order of the inputs. Everything that is wrong is in one InputError."""
+        if type(feeds) is dict and len(feeds) == len(self._expected):
+            found = [
+                array
+                for name, dtype, shape in self._expected
+                if type(array := feeds.get(name)) is np.ndarray and array.dtype == dtype and array.shape == shape
+            ]
+            if len(found) == len(feeds):
+                return found
         if not isinstance(feeds, Mapping):
             raise InputError(
                 f"run takes a mapping of arrays by input name ({', '.join(self.inputs)}), not {type(feeds).__name__}"
