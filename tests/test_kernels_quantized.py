@@ -89,7 +89,7 @@ QUADS: dict[str, dict[str, Any]] = {
 
 # Few channels whose windows are made rows of words.
 PATCHES: dict[str, dict[str, Any]] = {
-    "7x7, stride 2": {"x": (1, 13, 12, 3), "w": (70, 7, 7, 3), "pads": 3, "strides": 2},
+    "7x7, stride 2": {"x": (1, 13, 12, 3), "w": (140, 7, 7, 3), "pads": 3, "strides": 2},
     "5x5 of one channel, images": {"x": (2, 6, 7, 1), "w": (40, 5, 5, 1), "pads": 2, "dtype": "uint8"},
     "rows far apart, residual": {"x": (1, 9, 8, 5), "w": (65, 7, 3, 5), "pads": 1, "beside": True},
     "one pixel a row": {"x": (1, 8, 5, 3), "w": (129, 6, 5, 3), "dtype": "uint8", "strides": 2},
