@@ -195,4 +195,11 @@ def open(folder: str | os.PathLike[str]) -> Model:
     """The model that `Model.save` or `cortado compile` wrote into a folder. Raises FormatError where it is missing or damaged."""
     from cortado.runtime.bundle import read_bundle
 
-    return Model(read_bundle(folder))
+    models: list[Model] = []
+
+    def link(bundle: Bundle) -> None:
+        models.append(Model(bundle))
+        models[0].link()
+
+    bundle = read_bundle(folder, link)
+    return models[0] if models else Model(bundle)

@@ -18,6 +18,7 @@ from cortado.runtime.bundle import Bundle, write_bundle
 
 if TYPE_CHECKING:
     from cortado.profile import Profile
+    from cortado.runtime.memory import LoadedCode
 
 
 class Runner(Protocol):
@@ -39,10 +40,12 @@ class Model:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._runner: Runner | None = None
+        self._code: LoadedCode | None = None
         self._lock = threading.Lock()
         manifest = bundle.manifest
         self.name = manifest.name
         self.inputs: dict[str, TensorInfo] = dict(manifest.inputs)
+        self._expected = [(name, NUMPY_DTYPE[info.dtype], info.shape) for name, info in manifest.inputs]
         self._output_names = [name for name, _ in manifest.outputs]
         self._counts = {name: info.count for name, info in manifest.outputs if info.count is not None}
         self.outputs: dict[str, TensorInfo] = {n: info for n, info in manifest.outputs if n not in self._counts.values()}
@@ -105,6 +108,14 @@ class Model:
 
     def _checked(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The arrays in the order of the inputs. Everything that is wrong is in one InputError."""
+        if type(feeds) is dict and len(feeds) == len(self._expected):
+            found = [
+                array
+                for name, dtype, shape in self._expected
+                if type(array := feeds.get(name)) is np.ndarray and array.dtype == dtype and array.shape == shape
+            ]
+            if len(found) == len(feeds):
+                return found
         if not isinstance(feeds, Mapping):
             raise InputError(
                 f"run takes a mapping of arrays by input name ({', '.join(self.inputs)}), not {type(feeds).__name__}"
@@ -129,8 +140,15 @@ class Model:
             return self._runner
         with self._lock:
             if self._runner is None:
-                self._runner = _new_runner(self._bundle)
+                self._runner = _new_runner(self._bundle, self._code)
             return self._runner
+
+    def link(self) -> None:
+        """Do now what `run` would do first, as far as no code is run. For `open`, whose other thread checks the files meanwhile."""
+        from cortado.runtime.loader import linked_code, runs_in_process
+
+        if runs_in_process(self._bundle.manifest):
+            self._code = linked_code(self._bundle)
 
 
 def _check_threads(threads: int) -> None:
@@ -138,13 +156,13 @@ def _check_threads(threads: int) -> None:
         raise OptionError(f"threads={threads}: must be a number between 1 and 1024")
 
 
-def _new_runner(bundle: Bundle) -> Runner:
+def _new_runner(bundle: Bundle, code: LoadedCode | None) -> Runner:
     """In this process where the machine can, else in an emulator."""
     from cortado.runtime.loader import HostRunner, LacksInstructions, runs_in_process
 
     if runs_in_process(bundle.manifest):
         with contextlib.suppress(LacksInstructions):
-            return HostRunner(bundle)
+            return HostRunner(bundle, code=code)
     from cortado.runtime.emulate import EmulatedRunner
 
     return EmulatedRunner(bundle)

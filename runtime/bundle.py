@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -83,8 +83,12 @@ def write_bundle(bundle: Bundle, folder: str | os.PathLike[str]) -> None:
             (root / name).unlink()
 
 
-def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
-    """Raises FormatError where the folder holds no bundle, or one that is incomplete, damaged or of another schema."""
+def read_bundle(folder: str | os.PathLike[str], meanwhile: Callable[[Bundle], None] | None = None) -> Bundle:
+    """Raises FormatError where the folder holds no bundle, or one that is incomplete, damaged or of another schema.
+
+    meanwhile: called with the bundle while hashes are still computed. It must do nothing that damaged contents could make dangerous; what
+    it raises is raised only if they are not damaged.
+    """
     root = Path(folder)
     if not root.is_dir():
         raise FormatError(f"{root}: no such folder; give the one that `save` or `cortado compile` wrote")
@@ -92,22 +96,33 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     if not path.is_file():
         raise FormatError(f"{root} holds no bundle: {FILE_NAME} is missing")
     manifest = read_manifest(path.read_bytes(), str(path))
-    files = {}
+    files: dict[str, memoryview] = {}
+    hashes: dict[str, Future[str]] = {}
+    with ThreadPoolExecutor(1) as other:
+        for name, info in manifest.files.items():
+            try:
+                files[name], hashes[name] = _read(root / _plain(name), info.nbytes, other)
+            except OSError as error:
+                raise FormatError(f"{root}: file {name} of the bundle cannot be read: {error.strerror}") from error
+        bundle = Bundle(manifest, files)
+        failed: Exception | None = None
+        if meanwhile is not None and library_name(manifest.name) in files:
+            try:
+                meanwhile(bundle)
+            except Exception as error:
+                failed = error
     for name, info in manifest.files.items():
-        try:
-            data, sha256 = _read(root / _plain(name), info.nbytes)
-        except OSError as error:
-            raise FormatError(f"{root}: file {name} of the bundle cannot be read: {error.strerror}") from error
-        if len(data) != info.nbytes or sha256 != info.sha256:
+        if len(files[name]) != info.nbytes or hashes[name].result() != info.sha256:
             raise FormatError(
-                f"{root / name} is not the file that the manifest describes ({len(data)} bytes, {info.nbytes} expected)"
+                f"{root / name} is not the file that the manifest describes ({len(files[name])} bytes, {info.nbytes} expected)"
             )
-        files[name] = data
     if library_name(manifest.name) not in files:
         raise FormatError(f"{path} lists no {library_name(manifest.name)}")
     if manifest.weights == "separate" and weights_name(manifest.name) not in files:
         raise FormatError(f"{path} lists no {weights_name(manifest.name)}")
-    return Bundle(manifest, files)
+    if failed is not None:
+        raise failed
+    return bundle
 
 
 def _write(path: Path, data: bytes | memoryview) -> None:
@@ -117,36 +132,26 @@ def _write(path: Path, data: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def _read(path: Path, nbytes: int) -> tuple[memoryview, str]:
-    """The contents, in memory that starts where makes weights begin at a cache line, and their hash. nbytes: how many there should be.
+def _read(path: Path, nbytes: int, other: ThreadPoolExecutor) -> tuple[memoryview, Future[str]]:
+    """The contents, in memory that starts where makes weights begin at a cache line, and their SHA-256, which the other thread computes
+    piece by piece behind the reading. nbytes: how many there should be.
 
     A library's weights are in its last member, whose parts begin at multiples of their alignment from its start.
     """
+    found = hashlib.sha256()
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size != nbytes:
-            return memoryview(file.read()), ""
+            return memoryview(file.read()), other.submit(found.hexdigest)
         first = _last_member(file, nbytes) if file.read(len(archive.MAGIC)) == archive.MAGIC else 0
         memory = fresh_memory(nbytes + ALIGNMENT)
         start = (-memory.ctypes.data - first) % ALIGNMENT
         view = memory.data[start : start + nbytes]
         file.seek(0)
-        return _read_and_hash(file, view)
-
-
-def _read_and_hash(file: BufferedReader, view: memoryview) -> tuple[memoryview, str]:
-    """What of the file fits into the view, and its SHA-256; of large files one piece is hashed while the next is read."""
-    found = hashlib.sha256()
-    if len(view) <= PIECE:
-        view = view[: file.readinto(view)]
-        found.update(view)
-        return view, found.hexdigest()
-    at = 0
-    with ThreadPoolExecutor(1) as other:
-        while at < len(view) and (count := file.readinto(view[at : at + PIECE])):
-            hashed = other.submit(found.update, view[at : at + count])
+        at = 0
+        while at < nbytes and (count := file.readinto(view[at : at + PIECE])):
+            other.submit(found.update, view[at : at + count])
             at += count
-    hashed.result()
-    return view[:at], found.hexdigest()
+    return view[:at], other.submit(found.hexdigest)
 
 
 def _last_member(file: BufferedReader, nbytes: int) -> int:

@@ -38,18 +38,24 @@ def runs_in_process(manifest: Manifest) -> bool:
     return "linux" in system and runs_here({"x86_64": X86_64, "aarch64": AARCH64}.get(architecture, 0))
 
 
+def linked_code(bundle: Bundle) -> LoadedCode:
+    """The library in memory, nothing of it run. Raises FormatError where it is damaged, TargetError where it cannot run here."""
+    library = memoryview(bundle.library)
+    return LoadedCode([library[start:stop] for _, start, stop in archive_members(library)])
+
+
 class HostRunner:
     """The loaded library. `run` is safe for use by several threads: every call has an arena of its own."""
 
-    def __init__(self, bundle: Bundle, level: int | None = None) -> None:
-        """level: number of the level to run, of a library that carries several; None for the one that it chooses.
+    def __init__(self, bundle: Bundle, level: int | None = None, code: LoadedCode | None = None) -> None:
+        """level: number of the level to run, of a library that carries several; None for the one that it chooses. code: the bundle's,
+        where it is linked already.
 
         Raises LacksInstructions where this machine's processor does.
         """
         self._manifest = bundle.manifest
         self._level = level
-        library = memoryview(bundle.library)
-        self._code = LoadedCode([library[start:stop] for _, start, stop in archive_members(library)])
+        self._code = linked_code(bundle) if code is None else code
         self._init = self._function("init", 2)
         self._run = self._function("run", 3)
         self._run_threads = self._function("run_threads", 5)
@@ -60,19 +66,19 @@ class HostRunner:
 
     def run(self, inputs: Sequence[np.ndarray], threads: int = 1) -> list[np.ndarray]:
         """New output arrays, in order, for input arrays of the right dtypes and shapes, in order."""
-        with self._lock:
-            slot = self._slots.pop() if self._slots else None
-        slot = self._new_slot() if slot is None else slot
+        try:  # taking from a list and giving back to it are one step for other threads; a lock would take longer than both
+            slot = self._slots.pop()
+        except IndexError:
+            slot = self._new_slot()
         slot.give(inputs)
         if threads == 1:
-            status = self._run(slot.arena_address, slot.ins, slot.outs)
+            status = self._run(slot.arena_address, slot.ins_address, slot.outs_address)
         else:
             pool = self._thread_pool()
             with pool.helpers(threads - 1) as job:
                 status = self._run_threads(slot.arena_address, slot.ins, slot.outs, pool.parallel_for, job)
         outputs = slot.take()
-        with self._lock:
-            self._slots.append(slot)
+        self._slots.append(slot)
         if status != 0:
             raise CortadoError(f"{self._manifest.name}_run gave {status}")
         return outputs
@@ -153,6 +159,7 @@ class _Slot:
         self._inputs = [_place(info) for _, info in manifest.inputs]
         self._outputs = [_place(info) for info in self._output_infos]
         self.ins, self.outs = _pointers(self._inputs), _pointers(self._outputs)
+        self.ins_address, self.outs_address = ctypes.addressof(self.ins), ctypes.addressof(self.outs)
         self._given: list[np.ndarray] = []
         self._results: list[np.ndarray] = []
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from cortado.compiler.builder import KernelBuilder
 from cortado.compiler.lang import F32, Kernel
 from cortado.compiler.options import CompileOptions
 from cortado.compiler.types import TensorInfo
-from cortado.errors import FormatError
+from cortado.errors import FormatError, TargetError
 from cortado.runtime.archive import Member, read_archive, write_archive
-from cortado.runtime.bundle import PIECE, Bundle, _read, read_bundle, write_bundle
+from cortado.runtime.bundle import PIECE, Bundle, _read, library_name, read_bundle, write_bundle
 from cortado.runtime.elf import WRITE, read_object
 from cortado.runtime.manifest import SCHEMA, FileInfo, LevelInfo, Manifest, Sizes, StepInfo, TargetInfo, read_manifest
 from cortado.runtime.names import blob_identifiers, model_identifier
@@ -342,5 +343,25 @@ def test_large_files_are_read_whole_and_hashed(tmp_path: Path) -> None:
     for nbytes in (0, 5, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 7):
         data = np.random.default_rng(nbytes).bytes(nbytes)
         (tmp_path / "file").write_bytes(data)
-        view, sha256 = _read(tmp_path / "file", nbytes)
-        assert bytes(view) == data and sha256 == hashlib.sha256(data).hexdigest()
+        with ThreadPoolExecutor(1) as other:
+            view, sha256 = _read(tmp_path / "file", nbytes, other)
+        assert bytes(view) == data and sha256.result() == hashlib.sha256(data).hexdigest()
+
+
+def test_what_is_done_meanwhile_never_hides_damage(bundle: Bundle, tmp_path: Path) -> None:
+    seen: list[Bundle] = []
+
+    def fail(bundle: Bundle) -> None:
+        seen.append(bundle)
+        raise TargetError("not here")
+
+    write_bundle(bundle, tmp_path)
+    read_bundle(tmp_path, seen.append)
+    assert {name: bytes(data) for name, data in seen.pop().files.items()} == dict(bundle.files)
+    with pytest.raises(TargetError, match="not here"):
+        read_bundle(tmp_path, fail)
+    library = tmp_path / library_name(bundle.manifest.name)
+    library.write_bytes(library.read_bytes()[:-1] + b"?")
+    with pytest.raises(FormatError, match="not the file"):
+        read_bundle(tmp_path, fail)
+    assert len(seen) == 2

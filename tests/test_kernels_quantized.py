@@ -17,7 +17,7 @@ from cortado.backends.llvm import emit_module
 from cortado.backends.targets import find_target
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.quantized_average import lower_q_average_pool, lower_q_mean
-from cortado.compiler.kernels.quantized_conv import lower_q_conv, lower_q_fc
+from cortado.compiler.kernels.quantized_conv import lower_q_conv, lower_q_conv_larger, lower_q_fc
 from cortado.compiler.kernels.quantized_pointwise import lower_dequantize, lower_q_add, lower_q_mul, lower_quantize
 from cortado.compiler.kernels.quantized_table import lower_q_softmax, lower_q_table
 from cortado.compiler.ops.quantized import make_table
@@ -87,6 +87,14 @@ QUADS: dict[str, dict[str, Any]] = {
     "columns only": {"x": (1, 4, 9, 20), "w": (20, 1, 3, 1), "group": 20, "strides": 2},
 }
 
+# Few channels whose windows are made rows of words.
+PATCHES: dict[str, dict[str, Any]] = {
+    "7x7, stride 2": {"x": (1, 13, 12, 3), "w": (140, 7, 7, 3), "pads": 3, "strides": 2},
+    "5x5 of one channel, images": {"x": (2, 6, 7, 1), "w": (40, 5, 5, 1), "pads": 2, "dtype": "uint8"},
+    "rows far apart, residual": {"x": (1, 9, 8, 5), "w": (65, 7, 3, 5), "pads": 1, "beside": True},
+    "one pixel a row": {"x": (1, 8, 5, 3), "w": (129, 6, 5, 3), "dtype": "uint8", "strides": 2},
+}
+
 
 def fc(rows: Sequence[int], depth: int, outputs: int, beside: bool = False, how: dict[str, Any] | None = None) -> Test:
     random = np.random.default_rng(depth)
@@ -154,6 +162,19 @@ def test_depthwise_by_four(name: str) -> None:
         check(lower, node, arrays, target, pad=1)
         if runs_here(target):
             check(lower, node, arrays, target, how="native", pad=1)
+
+
+@pytest.mark.parametrize("name", ["x86-64", "x86-64-v3", "cascadelake", "alderlake", "znver4", "aarch64"])
+def test_patches(name: str) -> None:
+    target = find_target(name)
+    for form in PATCHES.values():
+        _, node, arrays = conv(**form)
+        operands = [Operand(value.type, contiguous_strides(value.shape)) for value in (*node.inputs, node.out())]
+        families = [call.kernel.family for call in lower_q_conv_larger(node, operands[:-1], operands[-1:], target)]
+        assert "patches" in families or name == "aarch64", form
+        check(lower_q_conv_larger, node, arrays, target, pad=1)
+        if runs_here(target):
+            check(lower_q_conv_larger, node, arrays, target, how="native", pad=1)
 
 
 @pytest.mark.parametrize("name", ["x86-64", "x86-64-v3", "cascadelake", "aarch64"])

@@ -15,6 +15,7 @@ from cortado.compiler.kernels.driver import Contraction, GroupAxis, contraction_
 from cortado.compiler.kernels.geometry import Geometry, conv_geometry, rows_geometry
 from cortado.compiler.kernels.packing import pack_panels
 from cortado.compiler.kernels.quantized_depthwise import lower_q_depthwise, serves_q_depthwise
+from cortado.compiler.kernels.quantized_patches import patches, serves_patches
 from cortado.compiler.kernels.quantized_stage import Staged, stage
 from cortado.compiler.kernels.quantized_sums import (
     centred_weights,
@@ -37,7 +38,22 @@ from cortado.compiler.target import Target
 def lower_q_conv_larger(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
     """As `lower_q_conv`, where larger weights and buffers are worth it for speed."""
     m = choose_q_winograd(node, ins, outs, target)
-    return lower_q_conv(node, ins, outs, target) if m is None else lower_q_winograd(node, ins, outs, m, target)
+    if m is not None:
+        return lower_q_winograd(node, ins, outs, m, target)
+    dot = choose_dot(node, centred_weights(node), target)
+    if outs[0].type.size and serves_patches(node, dot, target):
+        return _lower_patches(node, ins, outs, dot, target)
+    return lower_q_conv(node, ins, outs, target)
+
+
+def _lower_patches(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], dot: Dot, target: Target) -> list[KernelCall]:
+    """As `lower_q_conv`, of the words that `patches` makes, by a 1x1 kernel."""
+    w = centred_weights(node)
+    staged = patches(node, ins[0], outs[0], dot, target)
+    attrs = {"group": 1, "strides": (1, 1), "dilations": (1, 1), "pads_begin": (0, 0), "pads_end": (0, 0)}
+    beside = ins[3] if len(ins) == 4 else None
+    geometry = conv_geometry(staged.words, outs[0], beside, (1, 1), staged.channels, attrs)
+    return _contraction("q_conv", node, staged, dot, w.reshape(len(w), 1, 1, -1), geometry, (), len(w), target)
 
 
 def lower_q_chosen(

@@ -57,6 +57,21 @@ def stage(x: Operand, zero: int, groups: int, dot: Dot, begin: Sequence[int], en
     return Staged([KernelCall(kernel, (Ref("input", 0), scratch), tasks, tasks)], scratch, operand, words, False, padding)
 
 
+def padded_image(x: Operand, zero: int, dot: Dot, around: Sequence[tuple[int, int]], slack: int, target: Target) -> Staged:
+    """x[N,H,W,C] in the form of the dot instruction, with cells of padding around each axis but the last, without gaps between channels.
+
+    slack: bytes behind it that may be read.
+    """
+    outer = [n + b + e for n, (b, e) in zip(x.shape[:-1], around, strict=True)]
+    channels, unit = x.shape[-1], 4 // dot.neighbours
+    signed = x.type.dtype == "int8"
+    scratch = Ref("scratch", nbytes=prod(outer) * channels * unit + slack)
+    kernel, tasks = _Stager(x, zero, signed, 1, channels, channels, dot, around, outer, target).record()
+    shape = (*outer, channels)
+    operand = Operand(TensorType(shape, "int8" if unit == 1 else "int16"), contiguous_strides(shape))
+    return Staged([KernelCall(kernel, (Ref("input", 0), scratch), tasks, tasks)], scratch, operand, channels, False, True)
+
+
 class _Stager:
     """A driver (x, staged, begin, end)."""
 
