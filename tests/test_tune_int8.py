@@ -40,6 +40,7 @@ LAYERS: dict[str, Test] = {
     "3x3, residual, uint8": conv((1, 9, 8, 16), (32, 3, 3, 16), pads=1, beside=True, dtype="uint8"),
     "1x1": conv((1, 10, 12, 24), (40, 1, 1, 24)),
     "odd channels": conv((1, 9, 9, 3), (24, 3, 3, 3), pads=1, strides=2),
+    "patches": conv((1, 21, 20, 3), (64, 7, 7, 3), pads=3, strides=2),
     "groups": conv((1, 7, 7, 64), (64, 3, 3, 32), pads=1, group=2),
     "fc": fc((3,), 200, 100),
 }
@@ -152,9 +153,10 @@ def test_weights_and_goals_that_winograd_is_not_for() -> None:
     large = extreme(127, 512)[0]
     what = (large, *operands(large), V3)
     assert same_calls(lowerings("speed", table(large, Winograd(4)))["q_conv"](*what), lowerings("speed")["q_conv"](*what))
-    _, node, _ = LAYERS["3x3"]
-    what = (node, *operands(node), V3)
-    assert same_calls(lowerings("size", table(node, Winograd(2)))["q_conv"](*what), lowerings("size")["q_conv"](*what))
+    for name, choice in (("3x3", Winograd(2)), ("3x3", Direct(1, 1, 1)), ("patches", Direct(1, 1, 1))):
+        _, node, _ = LAYERS[name]
+        what = (node, *operands(node), V3)
+        assert same_calls(lowerings("size", table(node, choice))["q_conv"](*what), lowerings("size")["q_conv"](*what))
 
 
 @pytest.mark.parametrize(

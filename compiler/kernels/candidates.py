@@ -107,7 +107,8 @@ def problem_of(node: Node, ins: Sequence[Operand], outs: Sequence[Operand]) -> P
 def _tiled(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> _Tiled:
     """A layer that is done directly."""
     if node.op in QUANTIZED:
-        sums = (q_conv_sums if node.op == "q_conv" else q_fc_sums)(node, ins, outs, target)
+        what = (node, ins, outs, target)
+        sums = q_fc_sums(*what) if node.op == "q_fc" else q_conv_sums(*what, larger=True)
         return _Tiled(sums.core, (sums.geometry, sums.groups, sums.outputs), False, False)
     return _float(core_of(target, SCALAR_OF[outs[0].type.dtype]), problem_of(node, ins, outs))
 

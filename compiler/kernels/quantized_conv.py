@@ -40,26 +40,13 @@ def lower_q_conv_larger(node: Node, ins: Sequence[Operand], outs: Sequence[Opera
     m = choose_q_winograd(node, ins, outs, target)
     if m is not None:
         return lower_q_winograd(node, ins, outs, m, target)
-    dot = choose_dot(node, centred_weights(node), target)
-    if outs[0].type.size and serves_patches(node, dot, target):
-        return _lower_patches(node, ins, outs, dot, target)
-    return lower_q_conv(node, ins, outs, target)
-
-
-def _lower_patches(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], dot: Dot, target: Target) -> list[KernelCall]:
-    """As `lower_q_conv`, of the words that `patches` makes, by a 1x1 kernel."""
-    w = centred_weights(node)
-    staged = patches(node, ins[0], outs[0], dot, target)
-    attrs = {"group": 1, "strides": (1, 1), "dilations": (1, 1), "pads_begin": (0, 0), "pads_end": (0, 0)}
-    beside = ins[3] if len(ins) == 4 else None
-    geometry = conv_geometry(staged.words, outs[0], beside, (1, 1), staged.channels, attrs)
-    return _contraction("q_conv", node, staged, dot, w.reshape(len(w), 1, 1, -1), geometry, (), len(w), target)
+    return lower_q_conv(node, ins, outs, target, None, True)
 
 
 def lower_q_chosen(
     node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice
 ) -> list[KernelCall]:
-    """A q_conv or q_fc in the way that was chosen. Raises ValueError for what cannot be."""
+    """A q_conv or q_fc in the way that was chosen for speed. Raises ValueError for what cannot be."""
     if isinstance(choice, (Chain, Depthwise)):
         raise ValueError("integers are multiplied directly or by Winograd's filtering")
     tiles = choice.products if isinstance(choice, Winograd) else choice
@@ -69,15 +56,20 @@ def lower_q_chosen(
         if node.op != "q_conv" or not serves_q_winograd(node, outs, target):
             raise ValueError("it cannot be done by Winograd's filtering")
         return lower_q_winograd(node, ins, outs, choice.m, target, tiles)
-    return (lower_q_conv if node.op == "q_conv" else lower_q_fc)(node, ins, outs, target, tiles)
+    return lower_q_fc(node, ins, outs, target, tiles) if node.op == "q_fc" else lower_q_conv(node, ins, outs, target, tiles, True)
 
 
 def lower_q_conv(
-    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Direct | None = None
+    node: Node,
+    ins: Sequence[Operand],
+    outs: Sequence[Operand],
+    target: Target,
+    choice: Direct | None = None,
+    larger: bool = False,
 ) -> list[KernelCall]:
     """x[N,*S,C], w[O,*K,C/group], bias[O], perhaps a residual -> out[N,*OS,O]; int8 and uint8, 1 to 3 spatial axes.
 
-    choice: tiles and cuts; None for the cost model's. Raises ValueError where it does not fit.
+    choice: tiles and cuts; None for the cost model's. larger: of patches where they pay. Raises ValueError where the choice does not fit.
     """
     if outs[0].type.size == 0:
         return []
@@ -85,7 +77,7 @@ def lower_q_conv(
         if choice is not None:
             raise ValueError("it is depthwise")
         return lower_q_depthwise(node, ins, outs, centred_weights(node), requantization(node), target)
-    return _contraction("q_conv", node, q_conv_sums(node, ins, outs, target), target, choice)
+    return _contraction("q_conv", node, q_conv_sums(node, ins, outs, target, larger), target, choice)
 
 
 def lower_q_fc(
@@ -110,12 +102,14 @@ class Sums:
     outputs: int
 
 
-def q_conv_sums(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> Sums:
-    """Of a q_conv that is not depthwise."""
+def q_conv_sums(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, larger: bool) -> Sums:
+    """Of a q_conv that is not depthwise. larger: as of `lower_q_conv`."""
     x, out, group = ins[0], outs[0], node.attrs["group"]
     outputs, rank = out.shape[-1] // group, len(x.shape) - 2
     w, zero = centred_weights(node), scale_of(node.inputs[0].type)[1]
     dot = choose_dot(node, w, target)
+    if larger and serves_patches(node, dot, target):
+        return _patched(node, ins, outs, dot, w, target)
     begin, end = (0, *node.attrs["pads_begin"]), (0, *node.attrs["pads_end"])
     staged = stage(x, zero, group, dot, begin, end, target)
     attrs: Mapping[str, Any] = node.attrs
@@ -125,6 +119,15 @@ def q_conv_sums(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], tar
     geometry = conv_geometry(staged.words, out, beside, w.shape[1 : 1 + rank], staged.channels, attrs)
     groups = (GroupAxis(group, staged.channels, 1, outputs, outputs),) if group > 1 else ()
     return _sums(staged, dot, w, geometry, groups, outputs, target)
+
+
+def _patched(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], dot: Dot, w: np.ndarray, target: Target) -> Sums:
+    """Of the words that `patches` makes, by a 1x1 kernel."""
+    staged = patches(node, ins[0], outs[0], dot, target)
+    attrs = {"group": 1, "strides": (1, 1), "dilations": (1, 1), "pads_begin": (0, 0), "pads_end": (0, 0)}
+    beside = ins[3] if len(ins) == 4 else None
+    geometry = conv_geometry(staged.words, outs[0], beside, (1, 1), staged.channels, attrs)
+    return _sums(staged, dot, w.reshape(len(w), 1, 1, -1), geometry, (), len(w), target)
 
 
 def q_fc_sums(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> Sums:

@@ -83,9 +83,11 @@ def lower_fastest(
 def lower_q_fastest(
     node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, larger: bool, tuning: Tuning | None
 ) -> list[KernelCall]:
-    """As `lower_fastest` for q_conv and q_fc. Layers of one key may have weights of which one cannot be done by Winograd's filtering."""
-    choice = tuning.choice(node, ins, outs) if tuning is not None else None
-    if isinstance(choice, Winograd) and not (larger and may_filter(node, choice.m)):
+    """As `lower_fastest` for q_conv and q_fc, measured only where `larger`. Of layers with one key some may have weights for which
+    Winograd's filtering is not exact.
+    """
+    choice = tuning.choice(node, ins, outs) if larger and tuning is not None else None
+    if isinstance(choice, Winograd) and not may_filter(node, choice.m):
         choice = None
     if choice is not None and tuning is not None:
         return _lower_measured(node, ins, outs, target, choice, tuning)
