@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from cortado.cli.console import print_json, status_line
-from cortado.cli.options import CompileArguments, ModelSource, int8_options, json_option, preprocess_options, source_options
+from cortado.cli.options import (
+    CompileArguments,
+    ModelSource,
+    int8_options,
+    json_option,
+    preprocess_options,
+    source_options,
+    warnings_shown,
+)
 from cortado.errors import OptionError
 
 
@@ -59,7 +67,8 @@ def tune_command(
     if path is None:
         raise OptionError("there is no folder for what is found: give --tuning FILE")
     graph = source.load()
-    settings = arguments.settings(graph, preprocess)
+    with warnings_shown():
+        settings = arguments.settings(graph, preprocess)
     with status_line() as show:
         report = tune_graph(graph, find_target(target), path, seconds, show, settings)
     if as_json:
