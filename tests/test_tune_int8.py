@@ -81,6 +81,7 @@ def test_the_first_candidate_is_what_the_cost_model_compiles(name: str, target: 
     what = (node, *operands(node), find_target(target))
     plain = lowerings("speed")[node.op](*what)
     first = algorithms(*what)[0]
+    assert same_calls(lower_chosen(*what, None), plain)
     assert same_calls(lower_chosen(*what, first), plain)
     assert same_calls(lower_chosen(*what, shapes(*what, first)[0]), plain)
 

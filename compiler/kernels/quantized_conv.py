@@ -44,9 +44,11 @@ def lower_q_conv_larger(node: Node, ins: Sequence[Operand], outs: Sequence[Opera
 
 
 def lower_q_chosen(
-    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice
+    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice | None
 ) -> list[KernelCall]:
-    """A q_conv or q_fc in the way that was chosen for speed. Raises ValueError for what cannot be."""
+    """A q_conv or q_fc in the way that was chosen for speed; None: by the cost model. Raises ValueError for what cannot be."""
+    if choice is None:
+        return (lower_q_fc if node.op == "q_fc" else lower_q_conv_larger)(node, ins, outs, target)
     if isinstance(choice, (Chain, Depthwise)):
         raise ValueError("integers are multiplied directly or by Winograd's filtering")
     tiles = choice.products if isinstance(choice, Winograd) else choice

@@ -21,7 +21,7 @@ from cortado.compiler.kernels.pointwise import lower_elementwise, lower_pointwis
 from cortado.compiler.kernels.pool import lower_average_pool, lower_max_pool
 from cortado.compiler.kernels.proposals import lower_generate_proposals
 from cortado.compiler.kernels.quantized_average import lower_q_average_pool, lower_q_mean
-from cortado.compiler.kernels.quantized_conv import lower_q_chosen, lower_q_conv, lower_q_conv_larger, lower_q_fc
+from cortado.compiler.kernels.quantized_conv import lower_q_chosen, lower_q_conv, lower_q_fc
 from cortado.compiler.kernels.quantized_pointwise import lower_dequantize, lower_q_add, lower_q_mul, lower_quantize
 from cortado.compiler.kernels.quantized_roi import lower_q_roi_align
 from cortado.compiler.kernels.quantized_table import lower_q_softmax, lower_q_table
@@ -48,11 +48,11 @@ Chooser = Callable[[Node, Sequence[Operand], Sequence[Operand]], Choice | None]
 def lower_chosen(
     node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice | None
 ) -> list[KernelCall]:
-    """A conv or fc in the way that was chosen, or in the cost model's where choice is None; of integers only as chosen.
+    """A conv or fc, of floats or integers, in the way that was chosen, or in the cost model's where choice is None.
 
     Raises ValueError for what cannot be.
     """
-    if node.op in QUANTIZED and choice is not None:
+    if node.op in QUANTIZED:
         return lower_q_chosen(node, ins, outs, target, choice)
     if isinstance(choice, Chain):
         raise ValueError("it is no chain")
@@ -91,9 +91,7 @@ def lower_q_fastest(
         choice = None
     if choice is not None and tuning is not None:
         return _lower_measured(node, ins, outs, target, choice, tuning)
-    if node.op == "q_fc":
-        return lower_q_fc(node, ins, outs, target)
-    return (lower_q_conv_larger if larger else lower_q_conv)(node, ins, outs, target)
+    return lower_chosen(node, ins, outs, target, None) if larger else LOWERINGS[node.op](node, ins, outs, target)
 
 
 def _lower_measured(
