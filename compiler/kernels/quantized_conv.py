@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cortado.compiler.graph import Node
-from cortado.compiler.kernels.choice import Chain, Choice, Depthwise, Direct, Winograd
+from cortado.compiler.kernels.choice import Choice, Direct, Winograd
 from cortado.compiler.kernels.driver import Contraction, GroupAxis, contraction_driver
 from cortado.compiler.kernels.geometry import Geometry, conv_geometry, rows_geometry
 from cortado.compiler.kernels.packing import pack_panels
@@ -49,7 +49,7 @@ def lower_q_chosen(
     """A q_conv or q_fc in the way that was chosen for speed; None: by the cost model. Raises ValueError for what cannot be."""
     if choice is None:
         return (lower_q_fc if node.op == "q_fc" else lower_q_conv_larger)(node, ins, outs, target)
-    if isinstance(choice, (Chain, Depthwise)):
+    if not isinstance(choice, (Direct, Winograd)):
         raise ValueError("integers are multiplied directly or by Winograd's filtering")
     tiles = choice.products if isinstance(choice, Winograd) else choice
     if tiles is not None and tiles.fill is not None:
