@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cortado.compiler.graph import Node
-from cortado.compiler.kernels.choice import Choice, Depthwise, Direct, Winograd
+from cortado.compiler.kernels.choice import Choice, Depthwise, Direct, Grouped, Winograd
 from cortado.compiler.kernels.conv import conv_problem
 from cortado.compiler.kernels.dense import fc_problem
 from cortado.compiler.kernels.depthwise import block_choices, choose_cuts, serves_depthwise
 from cortado.compiler.kernels.driver import GroupAxis
 from cortado.compiler.kernels.epilogue import parse_epilogue
 from cortado.compiler.kernels.geometry import Geometry
+from cortado.compiler.kernels.grouped import choose_grouped, grouped_choices, serves_grouped
 from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition, core_of, panel_choices, stores_far
 from cortado.compiler.kernels.winograd import choose_winograd, product_problem, serves_winograd, tiling_of
 from cortado.compiler.kernels.winograd_algebra import POINTS
@@ -33,7 +34,11 @@ def algorithms(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targ
     core = core_of(target, SCALAR_OF[outs[0].type.dtype])
     if node.op == "conv" and serves_depthwise(node, parse_epilogue(node.attrs["epilogue"], 2)):
         return [_blocks(node, ins, outs, core)[0]]
-    found: list[Choice] = [_tiles(core, problem_of(node, ins, outs), 1)[0]]
+    problem = problem_of(node, ins, outs)
+    found: list[Choice] = [_tiles(core, problem, 1)[0]]
+    if node.op == "conv" and serves_grouped(node, parse_epilogue(node.attrs["epilogue"], 2), core):
+        groups = _groups(core, problem)
+        return [groups[0], *found] if choose_grouped(core, *_one_axis(problem)) is not None else [*found, groups[0]]
     if node.op == "conv" and serves_winograd(node, ins, outs, target):
         chosen = choose_winograd(node, ins, outs, target)
         found = [*([] if chosen is None else [chosen]), *found, *(Winograd(m) for m in POINTS)]
@@ -47,6 +52,8 @@ def shapes(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: 
         return list(_blocks(node, ins, outs, core))
     if isinstance(choice, Direct):
         return list(_tiles(core, problem_of(node, ins, outs), MOST_SHAPES))
+    if isinstance(choice, Grouped):
+        return list(_groups(core, problem_of(node, ins, outs)))
     problem = product_problem(tiling_of(node, ins, outs, choice.m), outs[0].shape[-1], ins[0].shape[-1])
     return [replace(choice, products=tiles) for tiles in _tiles(core, problem, MOST_SHAPES // 2)]
 
@@ -78,6 +85,18 @@ def _tiles(core: Core, problem: Problem, most: int) -> list[Direct]:
     ranked = panel_choices(core, outputs, pixels, depth, far)
     others = [tiles for cycles, tiles in ranked if cycles <= SLOWEST * ranked[0][0]]
     return [best, *(tiles for tiles in others if tiles != best)][:most]
+
+
+def _groups(core: Core, problem: Problem) -> list[Grouped]:
+    """Blocks of several groups, the best of the cost model first."""
+    ranked = grouped_choices(core, *_one_axis(problem))
+    return [block for cycles, block in ranked if cycles <= SLOWEST * ranked[0][0]]
+
+
+def _one_axis(problem: Problem) -> tuple[Geometry, int, int]:
+    """The geometry of a convolution, the number of its groups, and output channels of one."""
+    geometry, groups, outputs = problem
+    return geometry, groups[0].count, outputs
 
 
 def _cuts(core: Core, problem: Problem, tiles: Direct) -> list[Direct]:
