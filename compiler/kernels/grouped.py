@@ -16,14 +16,15 @@ from cortado.compiler.program import KernelCall, Operand, Ref
 from cortado.compiler.target import Target
 
 MOST_PIXELS = 16  # of a block
+MOST_POINTS = 8  # the same where every pixel has its own input: nothing is gained by more
 MOST_INPUTS = 16  # of a group: all of them are in the code of a block
 UNROLLED = 512  # multiply-adds of a kernel row of a block, at most
 WIDE = 32  # bytes of a vector beyond which groups that fill one by themselves are left to tiles: they have too many permutations
 
-# Cycles, measured on Zen 4: of a kernel row of a block behind its multiply-adds, of a permutation there, and of an input vector of whole
-# 512 bits for which there is no register.
-TRIP, SHUFFLE = 10.0, 0.3
-SINGLE_TRIP, SINGLE_SHUFFLE, SPILL = 5.0, 0.1, 3.0
+# Cycles, measured on Zen 4: of one of several kernel rows of a block, of a permutation behind multiply-adds, of an input vector for which
+# there is no register (the first for each tap that hides it). SINGLE: of whole 512 bits, and of a permutation that nothing hides.
+TRIP, SHUFFLE, SPILL = 10.0, 0.3, 2.0
+SINGLE_TRIP, SINGLE_SHUFFLE, SINGLE_SPILL, SINGLE_ALONE = 5.0, 0.1, 3.0, 1.15
 
 
 def serves_grouped(node: Node, epilogue: Epilogue, core: Core) -> bool:
@@ -37,9 +38,9 @@ def serves_grouped(node: Node, epilogue: Epilogue, core: Core) -> bool:
 
 def grouped_choices(core: Core, geometry: Geometry, count: int, outputs: int) -> list[tuple[float, Grouped]]:
     """Every block that fits, with its cycles for a row of pixels by the cost model, fewest first. count: groups. outputs: of one."""
-    most = range(1, min(MOST_PIXELS, geometry.width.outputs) + 1)
+    most = MOST_PIXELS if geometry.width.taps > 1 else MOST_POINTS
     found = []
-    for pixels in most:
+    for pixels in range(1, min(most, geometry.width.outputs) + 1):
         tiles = balanced(geometry.width.outputs, pixels)
         if tiles[0] == pixels and _fits(core, geometry, outputs, pixels):
             cycles = sum(tiles.count(size) * _tile_cycles(core, geometry, outputs, size) for size in {tiles[0], tiles[-1]})
@@ -75,12 +76,13 @@ def _tile_cycles(core: Core, geometry: Geometry, outputs: int, pixels: int) -> f
     sources = -(-inputs // outputs)
     work = pixels * width.taps * inputs * vectors
     shuffles = positions * vectors * (inputs * sources - (inputs == outputs))
+    rows = geometry.height.taps * geometry.depth.taps
+    spills = max(0, positions * sources + pixels * vectors + 4 - core.registers)
     if isinstance(core, SingleCore):
-        spills = max(0, positions + pixels + 4 - core.registers)
-        trip = work + SINGLE_SHUFFLE * shuffles + SINGLE_TRIP + SPILL * spills
+        trip = max(work + SINGLE_SHUFFLE * shuffles, SINGLE_ALONE * shuffles) + SINGLE_TRIP + SINGLE_SPILL * spills
     else:
-        trip = work / PER_CYCLE + SHUFFLE * shuffles + TRIP
-    return trip * geometry.height.taps * geometry.depth.taps
+        trip = work / PER_CYCLE + SHUFFLE * shuffles + TRIP * (rows > 1) + SPILL * spills / width.taps
+    return trip * rows + pixels * vectors
 
 
 def lower_grouped(
