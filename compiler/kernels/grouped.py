@@ -21,9 +21,10 @@ MOST_INPUTS = 16  # of a group: all of them are in the code of a block
 UNROLLED = 512  # multiply-adds of a kernel row of a block, at most
 WIDE = 32  # bytes of a vector beyond which groups that fill one by themselves are left to tiles: they have too many permutations
 
-# Cycles, measured on Zen 4: of one of several kernel rows of a block, of a permutation behind multiply-adds, of an input vector for which
-# there is no register (the first for each tap that hides it). SINGLE: of whole 512 bits, and of a permutation that nothing hides.
-TRIP, SHUFFLE, SPILL = 10.0, 0.3, 2.0
+# Cycles, measured on Zen 4: of a block, of one of several kernel rows (for each input of a group, and at most), of a permutation behind
+# multiply-adds, and of an input vector for which there is no register, where a single tap hides it. SINGLE: of whole 512 bits, and of a
+# permutation that nothing hides.
+TILE, TURN, TRIP, SHUFFLE, SPILL = 3.0, 1.25, 10.0, 0.3, 1.0
 SINGLE_TRIP, SINGLE_SHUFFLE, SINGLE_SPILL, SINGLE_ALONE = 5.0, 0.1, 3.0, 1.15
 
 
@@ -81,8 +82,8 @@ def _tile_cycles(core: Core, geometry: Geometry, outputs: int, pixels: int) -> f
     if isinstance(core, SingleCore):
         trip = max(work + SINGLE_SHUFFLE * shuffles, SINGLE_ALONE * shuffles) + SINGLE_TRIP + SINGLE_SPILL * spills
     else:
-        trip = work / PER_CYCLE + SHUFFLE * shuffles + TRIP * (rows > 1) + SPILL * spills / width.taps
-    return trip * rows + pixels * vectors
+        trip = work / PER_CYCLE + SHUFFLE * shuffles + min(TRIP, TURN * inputs) * (rows > 1) + SPILL * spills / width.taps
+    return trip * rows + pixels * vectors + TILE
 
 
 def lower_grouped(
