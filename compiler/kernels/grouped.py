@@ -26,6 +26,7 @@ WIDE = 32  # bytes of a vector beyond which groups that fill one by themselves a
 # permutation that nothing hides.
 TILE, TURN, TRIP, SHUFFLE, SPILL = 3.0, 1.25, 10.0, 0.3, 1.0
 SINGLE_TRIP, SINGLE_SHUFFLE, SINGLE_SPILL, SINGLE_ALONE = 5.0, 0.1, 3.0, 1.15
+APART, SINGLE_APART = 1.15, 0.85  # times what the cost model of tiles expects: what they take where groups follow each other
 
 
 def serves_grouped(node: Node, epilogue: Epilogue, core: Core) -> bool:
@@ -51,12 +52,13 @@ def grouped_choices(core: Core, geometry: Geometry, count: int, outputs: int) ->
 
 def choose_grouped(core: Core, geometry: Geometry, count: int, outputs: int) -> Grouped | None:
     """The fastest block by the cost model; None where tiles for each group are faster."""
-    if outputs > core.lanes or (outputs == core.lanes and core.lanes * core.element > WIDE):
+    whole = outputs == core.lanes and (core.by_lane or core.lanes * core.element > WIDE)
+    if outputs > core.lanes or whole:
         return None
     cycles, best = grouped_choices(core, geometry, count, outputs)[0]
     pixels, depth = geometry.width.outputs, geometry.depth_of_sum
     tiles = panel_cycles(core, choose_panels(core, outputs, pixels, depth), pixels, depth)
-    return best if cycles < count * tiles else None
+    return best if cycles < count * tiles * (SINGLE_APART if isinstance(core, SingleCore) else APART) else None
 
 
 def block_width(core: Core, outputs: int) -> int:
