@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import test_kernels_conv as conv
 import test_kernels_conv_transpose as transposed
 import test_kernels_dense as dense
 import test_kernels_depthwise as depthwise
+import test_kernels_grouped as grouped
 import test_kernels_move as move
 import test_kernels_pointwise as pointwise
 import test_kernels_pool as pool
@@ -29,6 +31,7 @@ import cortado
 from cortado import digits
 from cortado.backends.targets import find_target
 from cortado.compiler.importers.caffe2 import OPERATORS
+from cortado.compiler.kernels.choice import Grouped
 from cortado.compiler.kernels.conv import lower_conv
 from cortado.compiler.kernels.table import LOWERINGS
 from cortado.compiler.lower import lower
@@ -57,6 +60,13 @@ def depthwise_convolutions() -> Iterator[Case]:
     for g in (*depthwise.GEOMETRIES, *depthwise.LARGER[:4]):
         arrays = depthwise.arrays_of(g, depthwise.EVERYTHING)
         yield Case(lower_conv, node_of("conv", arrays, depthwise.attrs_of(g, depthwise.EVERYTHING), (1, 2)), arrays, pad=3)
+
+
+def grouped_convolutions() -> Iterator[Case]:
+    for g in filter(partial(grouped.serves, target=find_target(V4)), (*grouped.GEOMETRIES, *grouped.LARGER[:5])):
+        arrays = grouped.arrays_of(g, grouped.EVERYTHING)
+        node = node_of("conv", arrays, grouped.attrs_of(g, grouped.EVERYTHING), (1, 2))
+        yield Case(partial(lower_conv, choice=Grouped(3)), node, arrays, pad=3)
 
 
 def winograd_convolutions() -> Iterator[Case]:
@@ -148,7 +158,8 @@ def integers() -> Iterator[Case]:
 
 
 FAMILIES: tuple[Callable[[], Iterator[Case]], ...] = (
-    convolutions, depthwise_convolutions, winograd_convolutions, matrix_products, pools, elementwise, across_elements, movement,
+    convolutions, depthwise_convolutions, grouped_convolutions, winograd_convolutions, matrix_products, pools, elementwise,
+    across_elements, movement,
 )  # fmt: skip
 
 

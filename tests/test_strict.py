@@ -43,7 +43,7 @@ def weights_from_data() -> cortado.Graph:
 
 def narrow_groups() -> cortado.Graph:
     conv = operator("Conv", ["x", "w"], ["y"], kernel=3, pad=1, group=8)
-    return loaded([conv], {"x": (1, 16, 30, 30)}, ["y"], w=numbers(16, 2, 3, 3))
+    return loaded([conv], {"x": (1, 24, 30, 30)}, ["y"], w=numbers(24, 3, 3, 3))
 
 
 def transposed_matrix() -> cortado.Graph:
@@ -77,10 +77,17 @@ def test_the_generic_way_is_named_with_what_avoids_it(name: str) -> None:
 
 def test_all_nodes_are_in_one_error() -> None:
     convs = [operator("Conv", ["x", w], [y], kernel=3, pad=1, group=8) for w, y in (("v", "first"), ("w", "second"))]
-    graph = loaded(convs, {"x": (1, 16, 30, 30)}, ["first", "second"], v=numbers(16, 2, 3, 3), w=numbers(16, 2, 3, 3))
+    graph = loaded(convs, {"x": (1, 24, 30, 30)}, ["first", "second"], v=numbers(24, 3, 3, 3), w=numbers(24, 3, 3, 3))
     with pytest.raises(cortado.StrictError, match=r"2 nodes(.|\n)*first(.|\n)*second") as error:
         cortado.compile(graph, strict=True)
     assert len(error.value.nodes) == 2
+
+
+@pytest.mark.parametrize("target", ["x86-64", "x86-64-v3", "x86-64-v4", "cortex-a76"])
+def test_groups_that_share_vectors_are_not_generic(target: str) -> None:
+    conv = operator("Conv", ["x", "w"], ["y"], kernel=3, pad=1, group=8)
+    graph = loaded([conv], {"x": (1, 16, 30, 30)}, ["y"], w=numbers(16, 2, 3, 3))
+    assert cortado.compile(graph, target=target, strict=True).outputs["y"].shape == (1, 16, 30, 30)
 
 
 def test_networks_without_generic_ways_compile() -> None:

@@ -14,7 +14,7 @@ import cortado
 from cortado.backends.targets import find_target
 from cortado.cli.main import cli, invoke
 from cortado.compiler.graph import Graph, Value, constant, graph_input
-from cortado.compiler.kernels.choice import Chain, Choice, Depthwise, Direct, Winograd, from_plain, to_plain
+from cortado.compiler.kernels.choice import Chain, Choice, Depthwise, Direct, Grouped, Winograd, from_plain, to_plain
 from cortado.compiler.kernels.table import lower_chosen
 from cortado.compiler.lower import layers
 from cortado.compiler.ops import make
@@ -28,12 +28,12 @@ from cortado.search import Layer, Tuner, layers_of
 SHAPE = ("--input", "data=1,1,8,8")
 CHOICES: tuple[Choice, ...] = (
     Direct(2, 6, 4), Direct(3, 4, 4, k_parts=2, blocks=8, ahead=False), Winograd(4), Winograd(2, Direct(2, 6, 6)), Depthwise(1, 4),
-    Chain(True),
+    Chain(True), Grouped(8), Grouped(4, packed=16),
 )  # fmt: skip
 
 
 def network() -> Graph:
-    """A 3x3 convolution that Winograd's filtering can do, a depthwise one, a 1x1 one and a fully connected layer."""
+    """A 3x3 convolution that Winograd's filtering can do, a depthwise one, one of small groups, a 1x1 one and a fully connected layer."""
     rng = np.random.default_rng(3)
     x = graph_input("x", TensorType((1, 12, 12, 16))).out()
     attrs = {"strides": (1, 1), "dilations": (1, 1), "epilogue": (("activation", "relu", ()),)}
@@ -44,6 +44,7 @@ def network() -> Graph:
     padded = {**attrs, "pads_begin": (1, 1), "pads_end": (1, 1)}
     y = make("conv", [x, weights(32, 3, 3, 16)], {**padded, "group": 1}, "square").out()
     y = make("conv", [y, weights(32, 3, 3, 1)], {**padded, "group": 32}, "depthwise").out()
+    y = make("conv", [y, weights(32, 3, 3, 4)], {**padded, "group": 8}, "few").out()
     y = make("conv", [y, weights(24, 1, 1, 32)], {**attrs, "pads_begin": (0, 0), "pads_end": (0, 0), "group": 1}, "one").out()
     y = make("reshape", [y], {"shape": (1, 12 * 12 * 24)}, "flat").out()
     y = make("fc", [y, weights(10, 12 * 12 * 24)], {"epilogue": ()}, "fc").out()
@@ -65,6 +66,7 @@ def test_choices_are_plain_data_and_back(choice: Choice) -> None:
         ({"algorithm": "fft"}, "algorithms"),
         ({"algorithm": "direct", "vectors": 2, "rows": 6}, "last_rows"),
         ({"algorithm": "depthwise", "vectors": 0, "pixels": 2}, "positive"),
+        ({"algorithm": "grouped", "pixels": 2, "packed": 0}, "positive"),
         ({"algorithm": "depthwise", "vectors": 1, "pixels": 2, "rows": 2}, "unknown rows"),
         ({"algorithm": "winograd", "m": 4, "products": {"algorithm": "winograd", "m": 2}}, "direct"),
         ({"algorithm": "direct", "vectors": 1, "rows": 1, "last_rows": 1, "ahead": 1}, "ahead"),
@@ -90,7 +92,7 @@ def test_keys_tell_kernels_apart_and_nothing_else() -> None:
 
 def test_file_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "tuning.json"
-    entry = Entry(CHOICES[0], 12.5, dict(zip(CHOICES, (1.0, 0.9, 0.8, 1.2, 1.1, 0.9), strict=True)), True)
+    entry = Entry(CHOICES[0], 12.5, dict(zip(CHOICES, (1.0, 0.9, 0.8, 1.2, 1.1, 0.9, 1.3, 1.4), strict=True)), True)
     Database({"core": {"conv": entry}}).save(path)
     assert [p.name for p in path.parent.iterdir()] == ["tuning.json"], "nothing temporary stays"
     again = read_database(path)
@@ -130,11 +132,16 @@ def kernels(model: cortado.Model, name: str) -> list[str]:
 def test_measured_choices_are_compiled(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     plain = cortado.compile(network(), target="x86-64-v3")
-    write(path, "x86-64-v3", {"square": Direct(2, 6, 6), "one": Direct(1, 3, 3), "depthwise": Depthwise(1, 2)})
+    write(
+        path,
+        "x86-64-v3",
+        {"square": Direct(2, 6, 6), "one": Direct(1, 3, 3), "depthwise": Depthwise(1, 2), "few": Direct(1, 4, 4)},
+    )
     tuned = cortado.compile(network(), target="x86-64-v3", tuning=path)
     assert kernels(plain, "square") == ["winograd_input", "winograd_f32", "winograd_output"]
     assert kernels(tuned, "square") == ["conv_f32"]
-    for name, same in {"depthwise": False, "one": False, "fc": True}.items():
+    assert kernels(plain, "few") == ["grouped_f32"] and kernels(tuned, "few") == ["conv_f32"]
+    for name, same in {"depthwise": False, "one": False, "few": False, "fc": True}.items():
         names = [[step.kernel for step in model._bundle.manifest.steps if step.name == name] for model in (plain, tuned)]
         assert (names[0] == names[1]) == same, name
     assert tuned._bundle.manifest.options["tuning"] == read_tuning(path, find_target("x86-64-v3")).sha256
@@ -160,8 +167,12 @@ def test_explicit_targets_use_no_file_they_were_not_given(tmp_path: Path, monkey
 
 @pytest.mark.parametrize(
     "name, choice",
-    [("one", Winograd(4)), ("one", Depthwise(1, 2)), ("depthwise", Direct(1, 1, 1)), ("fc", Winograd(2)), ("one", Chain(True))],
-)
+    [
+        ("one", Winograd(4)), ("one", Depthwise(1, 2)), ("one", Grouped(2)), ("depthwise", Direct(1, 1, 1)), ("fc", Winograd(2)),
+        ("fc", Grouped(2)), ("depthwise", Grouped(2)), ("few", Depthwise(1, 2)), ("few", Grouped(60)), ("few", Grouped(2, 12)),
+        ("one", Chain(True)),
+    ],
+)  # fmt: skip
 def test_choices_that_do_not_fit_the_layer(name: str, choice: Choice, tmp_path: Path) -> None:
     write(tmp_path / "t.json", "x86-64-v3", {name: choice})
     with pytest.raises(OptionError, match=name):

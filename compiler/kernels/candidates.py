@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.chain import chain_pays
-from cortado.compiler.kernels.choice import Chain, Choice, Depthwise, Direct, Winograd
+from cortado.compiler.kernels.choice import Chain, Choice, Depthwise, Direct, Grouped, Winograd
 from cortado.compiler.kernels.conv import conv_problem
 from cortado.compiler.kernels.dense import fc_problem
 from cortado.compiler.kernels.depthwise import block_choices, choose_cuts, serves_depthwise
 from cortado.compiler.kernels.driver import GroupAxis
 from cortado.compiler.kernels.epilogue import parse_epilogue
 from cortado.compiler.kernels.geometry import Geometry
+from cortado.compiler.kernels.grouped import choose_grouped, grouped_choices, serves_grouped
 from cortado.compiler.kernels.quantized_conv import q_conv_sums, q_fc_sums
 from cortado.compiler.kernels.quantized_depthwise import serves_q_depthwise
 from cortado.compiler.kernels.quantized_winograd import choose_q_winograd, exact_filterings, q_product_problem, serves_q_winograd
@@ -59,7 +60,11 @@ def algorithms(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targ
         return _q_algorithms(node, ins, outs, target)
     if node.op == "conv" and serves_depthwise(node, parse_epilogue(node.attrs["epilogue"], 2)):
         return [_blocks(node, ins, outs, target)[0]]
-    found: list[Choice] = [_tiles(_tiled(node, ins, outs, target), 1)[0]]
+    tiled = _tiled(node, ins, outs, target)
+    found: list[Choice] = [_tiles(tiled, 1)[0]]
+    if node.op == "conv" and serves_grouped(node, parse_epilogue(node.attrs["epilogue"], 2), tiled.core):
+        groups = _groups(tiled)
+        return [groups[0], *found] if choose_grouped(tiled.core, *_one_axis(tiled.problem)) is not None else [*found, groups[0]]
     if node.op == "conv" and serves_winograd(node, ins, outs, target):
         chosen = choose_winograd(node, ins, outs, target)
         found = [*([] if chosen is None else [chosen]), *found, *(Winograd(m) for m in POINTS)]
@@ -84,6 +89,8 @@ def shapes(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: 
         return list(_blocks(node, ins, outs, target))
     if isinstance(choice, Direct):
         return list(_tiles(_tiled(node, ins, outs, target), MOST_SHAPES))
+    if isinstance(choice, Grouped):
+        return list(_groups(_tiled(node, ins, outs, target)))
     products = _products(node, ins, outs, target, choice.m)
     return [replace(choice, products=tiles) for tiles in _tiles(products, MOST_SHAPES // 2)]
 
@@ -135,6 +142,18 @@ def _tiles(tiled: _Tiled, most: int) -> list[Direct]:
     ranked = panel_choices(tiled.core, outputs, pixels, depth, tiled.far)
     others = [tiles for cycles, tiles in ranked if cycles <= SLOWEST * ranked[0][0]]
     return [best, *(tiles for tiles in others if tiles != best)][:most]
+
+
+def _groups(tiled: _Tiled) -> list[Grouped]:
+    """Blocks of several groups, the best of the cost model first."""
+    ranked = grouped_choices(tiled.core, *_one_axis(tiled.problem))
+    return [block for cycles, block in ranked if cycles <= SLOWEST * ranked[0][0]]
+
+
+def _one_axis(problem: Problem) -> tuple[Geometry, int, int]:
+    """The geometry of a convolution, the number of its groups, and output channels of one."""
+    geometry, groups, outputs = problem
+    return geometry, groups[0].count, outputs
 
 
 def _cuts(tiled: _Tiled, tiles: Direct) -> list[Direct]:

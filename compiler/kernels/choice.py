@@ -53,9 +53,20 @@ class Chain:
     fused: bool
 
 
-Choice = Direct | Winograd | Depthwise | Chain
-ALGORITHMS: Mapping[str, type[Direct] | type[Winograd] | type[Depthwise] | type[Chain]] = {
-    "direct": Direct, "winograd": Winograd, "depthwise": Depthwise, "chain": Chain,
+@dataclass(frozen=True)
+class Grouped:
+    """A convolution of groups with few channels, several in a vector: pixels of a block.
+
+    packed: outputs whose weights are together, a multiple of what a block takes; None for as many.
+    """
+
+    pixels: int
+    packed: int | None = None
+
+
+Choice = Direct | Winograd | Depthwise | Chain | Grouped
+ALGORITHMS: Mapping[str, type[Direct] | type[Winograd] | type[Depthwise] | type[Chain] | type[Grouped]] = {
+    "direct": Direct, "winograd": Winograd, "depthwise": Depthwise, "chain": Chain, "grouped": Grouped,
 }  # fmt: skip
 
 
@@ -108,6 +119,8 @@ def describe(choice: Choice | None) -> str:
         return "fused" if choice.fused else "apart"
     if isinstance(choice, Depthwise):
         return f"{choice.pixels}x{choice.vectors}"
+    if isinstance(choice, Grouped):
+        return f"groups {choice.pixels}" + (f" packed {choice.packed}" if choice.packed else "")
     if isinstance(choice, Winograd):
         return f"F({choice.m})" + (f" {describe(choice.products)}" if choice.products else "")
     words = [f"{choice.rows}x{choice.vectors}" if choice.rows else f"{choice.last_rows}x{choice.vectors}"]

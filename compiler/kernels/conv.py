@@ -1,4 +1,4 @@
-"""Convolution: tiles over the channels-last input, or the depthwise kernel where every channel is a group of its own."""
+"""Convolution: tiles over the channels-last input, or blocks of several groups where these have one channel or few."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ import math
 from collections.abc import Sequence
 
 from cortado.compiler.graph import Node
-from cortado.compiler.kernels.choice import Depthwise, Direct
+from cortado.compiler.kernels.choice import Depthwise, Direct, Grouped
 from cortado.compiler.kernels.contraction import known_weights, lower_contraction
 from cortado.compiler.kernels.depthwise import lower_depthwise, serves_depthwise
 from cortado.compiler.kernels.driver import GroupAxis
 from cortado.compiler.kernels.epilogue import parse_epilogue
 from cortado.compiler.kernels.geometry import Geometry, conv_geometry
+from cortado.compiler.kernels.grouped import choose_grouped, lower_grouped, serves_grouped
 from cortado.compiler.kernels.packing import WeightSource
+from cortado.compiler.kernels.tiling import core_of
+from cortado.compiler.lang import SCALAR_OF
 from cortado.compiler.program import KernelCall, Operand, Ref
 from cortado.compiler.target import Target
 
 
 def lower_conv(
-    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Direct | Depthwise | None = None
+    node: Node,
+    ins: Sequence[Operand],
+    outs: Sequence[Operand],
+    target: Target,
+    choice: Direct | Depthwise | Grouped | None = None,
 ) -> list[KernelCall]:
     """x[N,*S,C], w[O,*K,C/group], then the epilogue's inputs -> out[N,*OS,O]; float32 or float64, 1 to 3 spatial axes.
 
@@ -29,13 +36,20 @@ def lower_conv(
         return []
     epilogue = parse_epilogue(node.attrs["epilogue"], 2)
     if serves_depthwise(node, epilogue):
-        if isinstance(choice, Direct):
+        if isinstance(choice, Direct | Grouped):
             raise ValueError("it is depthwise")
         return lower_depthwise(node, ins, outs, epilogue, target, choice)
     if isinstance(choice, Depthwise):
         raise ValueError("it is not depthwise")
     w, group = ins[1], node.attrs["group"]
     geometry, groups, outputs = conv_problem(node, ins, outs)
+    core = core_of(target, SCALAR_OF[out.type.dtype])
+    if serves_grouped(node, epilogue, core):
+        choice = choice or choose_grouped(core, geometry, group, outputs)
+        if choice is not None and not isinstance(choice, Direct):
+            return lower_grouped(node, ins, outs, geometry, epilogue, target, choice)
+    if isinstance(choice, Grouped):
+        raise ValueError("its groups do not share vectors")
     source = WeightSource(((group, outputs * w.strides[0]),), w.strides[0], _filter_terms(w, geometry), epilogue.bias is not None)
     weights = known_weights(node, epilogue, group, source)
     return lower_contraction("conv", Ref("input", 0), weights, out, geometry, groups, outputs, epilogue, target, choice)

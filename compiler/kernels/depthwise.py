@@ -68,8 +68,9 @@ def lower_depthwise(
 class Layer:
     """One layer and how it is cut. vectors: of channels in a step of the block. pixels: most of a tile. row_parts: units of a row.
 
+    channels, multiplier: of the input, and outputs of each; of the output, and 1, where groups have several channels each.
     unit_block: units of a task. ring: the input is one image without planes, of whose rows the last so many are there, each in the place
-    of its number modulo ring; 0 where all are.
+    of its number modulo ring; 0 where all are. packed: channels whose weights are together; 0 for those of a step, else a multiple.
     """
 
     scalar: str
@@ -83,6 +84,7 @@ class Layer:
     row_parts: int
     unit_block: int
     ring: int = 0
+    packed: int = 0
 
     @property
     def step(self) -> int:
@@ -90,9 +92,14 @@ class Layer:
         return self.vectors * self.lanes
 
     @property
+    def packed_row(self) -> int:
+        """Elements of one packed term, or one row of the head, of all outputs that are packed together."""
+        return (self.packed or self.step) * self.multiplier
+
+    @property
     def packed_step(self) -> int:
-        """Elements of a step's packed bias and weights."""
-        return self.step * self.multiplier * (self.geometry.depth_of_sum + self.epilogue.header)
+        """Elements of packed bias and weights from one step, or several that are packed together, to the next."""
+        return self.packed_row * (self.geometry.depth_of_sum + self.epilogue.header)
 
     @property
     def units(self) -> int:
@@ -107,7 +114,6 @@ def choose_cuts(
     core: Core, geometry: Geometry, channels: int, multiplier: int, choice: Depthwise | None = None
 ) -> tuple[int, int, int, int]:
     """vectors, pixels, row_parts and unit_block of a layer, by a cost model of the core. choice: the first two, where they are chosen."""
-    width = geometry.width
     if choice is None:
         best: tuple[float, Depthwise] | None = None
         for cycles, possible in block_choices(core, geometry, channels, multiplier):
@@ -117,10 +123,14 @@ def choose_cuts(
         choice = best[1]
     elif not _block_fits(core, geometry, multiplier, choice.vectors, choice.pixels):
         raise ValueError(f"blocks of {choice.pixels} pixels by {choice.vectors} vectors are too large")
-    vectors, pixels = choice.vectors, choice.pixels
-    wanted = max(1, min(48, geometry.rows * width.outputs * channels * multiplier * geometry.depth_of_sum // 100_000))
-    row_parts = max(1, min(-(-width.outputs // pixels) // 2, -(-wanted // geometry.rows)))
-    return vectors, pixels, row_parts, max(1, geometry.rows * row_parts // wanted)
+    return choice.vectors, choice.pixels, *choose_units(geometry, channels * multiplier, choice.pixels)
+
+
+def choose_units(geometry: Geometry, outputs: int, pixels: int) -> tuple[int, int]:
+    """row_parts and unit_block of a layer with so many output channels, in tiles of `pixels`."""
+    wanted = max(1, min(48, geometry.rows * geometry.width.outputs * outputs * geometry.depth_of_sum // 100_000))
+    row_parts = max(1, min(-(-geometry.width.outputs // pixels) // 2, -(-wanted // geometry.rows)))
+    return row_parts, max(1, geometry.rows * row_parts // wanted)
 
 
 def block_choices(core: Core, geometry: Geometry, channels: int, multiplier: int) -> list[tuple[float, Depthwise]]:
@@ -157,29 +167,32 @@ def _row_cycles(core: Core, geometry: Geometry, channels: int, multiplier: int, 
 
 
 def pack_steps(filters: np.ndarray, head: np.ndarray | None, layer: Layer) -> np.ndarray:
-    """[step of channels][head, then tap][output of a channel][channels of the step], zero past the last channel.
+    """[channels that are packed together][head, then terms of the sum][output of a channel][channel], zero past the last channel.
 
-    filters[O,*K,1]. head[O, rows]: the bias and whatever else the epilogue reads.
+    filters[O,*K,C], with channels within a tap. head[O, rows]: the bias and whatever else the epilogue reads.
     """
     channels, multiplier = layer.channels, layer.multiplier
-    terms = filters.reshape(channels, multiplier, -1)[:, :, layer.geometry.weight_order(1)]
+    terms = filters.reshape(channels, multiplier, -1)[:, :, layer.geometry.weight_order(layer.geometry.channels)]
     if head is not None:
         terms = np.concatenate([head.reshape(channels, multiplier, -1), terms], axis=2)
-    steps = -(-channels // layer.step)
-    padded = np.zeros((steps * layer.step, *terms.shape[1:]), filters.dtype)
+    width = layer.packed or layer.step
+    steps = -(-channels // width)
+    padded = np.zeros((steps * width, *terms.shape[1:]), filters.dtype)
     padded[:channels] = terms
-    return np.ascontiguousarray(padded.reshape(steps, layer.step, *terms.shape[1:]).transpose(0, 3, 2, 1)).reshape(-1)
+    return np.ascontiguousarray(padded.reshape(steps, width, *terms.shape[1:]).transpose(0, 3, 2, 1)).reshape(-1)
 
 
-def depthwise_driver(layer: Layer, target: Target, block_kernel: Callable[[BlockSpec, Target], Kernel]) -> Kernel:
-    """A driver (a, weights, [residual], out, begin, end). block_kernel: records the blocks."""
-    return _Driver(layer, target, block_kernel).record()
+def depthwise_driver(
+    layer: Layer, target: Target, block_kernel: Callable[[BlockSpec, Target], Kernel], family: str = "depthwise"
+) -> Kernel:
+    """A driver (a, weights, [residual], out, begin, end). block_kernel: records the blocks. family: its name."""
+    return _Driver(layer, target, block_kernel, family).record()
 
 
 class _Driver:
-    def __init__(self, layer: Layer, target: Target, block_kernel: Callable[[BlockSpec, Target], Kernel]) -> None:
+    def __init__(self, layer: Layer, target: Target, block_kernel: Callable[[BlockSpec, Target], Kernel], family: str) -> None:
         self.layer, self.target = layer, target
-        self.k = KernelBuilder(f"depthwise_{layer.scalar}", target)
+        self.k = KernelBuilder(f"{family}_{layer.scalar}", target)
         self.a, self.w = self.k.param("a"), self.k.param("w")
         self.residual = self.k.param("residual") if layer.epilogue.residual else None
         self.out = self.k.param("out")
@@ -207,13 +220,13 @@ class _Driver:
 
     def segment(self, row: Row, number: int) -> None:
         k, layer, geometry, segment = self.k, self.layer, self.layer.geometry, self.row[number]
-        width, one = geometry.width, layer.step * layer.multiplier
+        width, one = geometry.width, layer.packed_row * geometry.channels
         start, count = tiles_of_piece(k, self.row, number, row.piece, layer.row_parts)
         position = start * (width.step * width.in_stride) + (segment.first_tap * width.dilation - width.pad) * width.in_stride
         taps = row.first_tap * width.taps + segment.first_tap
         values: dict[str, Number] = {
             "a": self.moved(self.a, geometry.offset + row.a + position),
-            "w": k.offset(self.w, taps * one + one * layer.epilogue.header, layer.scalar),
+            "w": k.offset(self.w, taps * one + layer.packed_row * layer.epilogue.header, layer.scalar),
             "w_step": layer.packed_step,
             "bias": self.w,
             "out": self.moved(self.out, row.out + start * width.out_stride),

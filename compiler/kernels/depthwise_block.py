@@ -64,9 +64,11 @@ def block_kernel(spec: BlockSpec, target: Target) -> Kernel:
 class Block:
     """Recording of one block. Accumulators are a flat list: [output of a channel][pixel][vector]."""
 
+    family = "depthwise"
+
     def __init__(self, spec: BlockSpec, target: Target) -> None:
         self.spec, self.stored = spec, spec.epilogue.stored(spec.scalar)
-        self.k = KernelBuilder(f"depthwise_{spec.scalar}_{spec.pixels}x{spec.vectors}", target, shared=True)
+        self.k = KernelBuilder(f"{self.family}_{spec.scalar}_{spec.pixels}x{spec.vectors}", target, shared=True)
         self.vector = Type(spec.scalar, spec.lanes)
         self.p = {name: self.k.param(name, type_) for name, type_ in spec.parameters()}
 
@@ -91,9 +93,9 @@ class Block:
         residual = self.moved(p["residual"], first * p["residual_pixel"]) if spec.epilogue.residual else None
 
         def at(step: Val, channels: int) -> None:
-            weights = step * p["w_step"]
+            weights = self.packed(step)
             bias = self.moved_words(p["bias"], weights) if spec.epilogue.bias else None
-            inside, outside = step * width, step * (width * spec.multiplier)
+            inside, outside = step * self.inputs(width), step * (width * spec.multiplier)
             beside = None if residual is None else self.moved(residual, outside)
             self.channels(
                 self.moved(a, inside), self.moved_words(p["w"], weights), bias, beside, self.moved(out, outside), channels
@@ -102,6 +104,14 @@ class Block:
         k.loop(0, p["steps"], 1, lambda step: at(step, width))
         if spec.tail:
             at(p["steps"], spec.tail)
+
+    def inputs(self, channels: int) -> int:
+        """How many channels of the input so many neighbouring channels of a step read."""
+        return channels
+
+    def packed(self, step: Val) -> Val:
+        """Where a step's weights begin, in elements from those of the first."""
+        return step * self.p["w_step"]
 
     def channels(self, a: Val, w: Val, bias: Val | None, residual: Val | None, out: Val, channels: int) -> None:
         """All pixels of the tile for `channels` neighbouring channels."""
@@ -152,10 +162,7 @@ class Block:
         spec = self.spec
         sums = list(sums)
         vectors, width = -(-channels // spec.lanes), spec.vectors * spec.lanes
-        users: dict[int, list[tuple[int, int]]] = {}
-        for tap, (first, stop) in enumerate(spec.columns):
-            for r in range(first, stop):
-                users.setdefault(r * spec.step + tap * spec.dilation, []).append((tap, r))
+        users = self.users()
         for v in range(vectors):
             weights: dict[tuple[int, int], Val] = {}
             for position in sorted(users):
@@ -168,6 +175,15 @@ class Block:
                         i = (m * spec.pixels + r) * vectors + v
                         sums[i] = self.multiply_add(value, weights[tap, m], sums[i])
         return sums
+
+    def users(self) -> dict[int, list[tuple[int, int]]]:
+        """For every position along the row that is read: the taps and pixels that want it."""
+        spec = self.spec
+        found: dict[int, list[tuple[int, int]]] = {}
+        for tap, (first, stop) in enumerate(spec.columns):
+            for r in range(first, stop):
+                found.setdefault(r * spec.step + tap * spec.dilation, []).append((tap, r))
+        return found
 
     def load(self, column: Val, count: int, at: int) -> Val:
         """The first `count` channels from `at` on."""

@@ -33,8 +33,8 @@ GENERIC: Mapping[str, GenericWay] = MappingProxyType(
             "give filter and bias as constants (init=, --init), or let operators that make them read constants alone",
         ),
         "narrow_groups": GenericWay(
-            "computes groups with fewer channels than a vector has lanes",
-            "use wider groups, or one channel per group (depthwise)",
+            "computes group by group, each with fewer channels than a vector has lanes",
+            "use constant weights and groups with 2, 4 or 8 outputs, which share vectors, or wider ones, or one channel per group (depthwise)",
         ),
         "matrix_by_columns": GenericWay(
             "copies its first matrix element by element, since its rows are not dense",

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.candidates import Problem, algorithms, problem_of
-from cortado.compiler.kernels.choice import Choice, Depthwise, Direct, Winograd
+from cortado.compiler.kernels.choice import Choice, Depthwise, Direct, Grouped, Winograd
+from cortado.compiler.kernels.epilogue import parse_epilogue
+from cortado.compiler.kernels.grouped import block_width, choose_grouped, grouped_choices, serves_grouped
 from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition, core_of, panel_choices
 from cortado.compiler.kernels.winograd import product_problem, serves_winograd, tiling_of
 from cortado.compiler.lang import SCALAR_OF
@@ -41,16 +43,29 @@ class SharedChoices(Tuning):
         scalar = SCALAR_OF[outs[0].type.dtype]
         cores = [core_of(target, scalar) for target in self.targets]
         own, reference = core_of(self.target, scalar), core_of(self.reference, scalar)
+        problem = problem_of(node, ins, outs)
+        if node.op == "conv" and all(serves_grouped(node, parse_epilogue(node.attrs["epilogue"], 2), core) for core in cores):
+            return _shared_groups(problem, own, cores) or _shared_tiles(problem, own, reference, cores)
         chosen = found[0]
         if (
             self.larger
             and isinstance(chosen, Winograd)
             and all(serves_winograd(node, ins, outs, target) for target in self.targets)
         ):
-            problem = product_problem(tiling_of(node, ins, outs, chosen.m), outs[0].shape[-1], ins[0].shape[-1])
-            products = _shared_tiles(problem, own, reference, cores)
+            products_of = product_problem(tiling_of(node, ins, outs, chosen.m), outs[0].shape[-1], ins[0].shape[-1])
+            products = _shared_tiles(products_of, own, reference, cores)
             return None if products is None else replace(chosen, products=products)
-        return _shared_tiles(problem_of(node, ins, outs), own, reference, cores)
+        return _shared_tiles(problem, own, reference, cores)
+
+
+def _shared_groups(problem: Problem, own: Core, cores: Sequence[Core]) -> Grouped | None:
+    """Blocks of several groups where the core with the longest vectors is faster with them; None where it is not."""
+    geometry, groups, outputs = problem
+    count = groups[0].count
+    if choose_grouped(max(cores, key=lambda core: core.lanes), geometry, count, outputs) is None:
+        return None
+    fastest = grouped_choices(own, geometry, count, outputs)[0][1]
+    return replace(fastest, packed=max(block_width(core, outputs) for core in cores))
 
 
 def _shared_tiles(problem: Problem, own: Core, reference: Core, cores: Sequence[Core]) -> Direct | None:
