@@ -62,12 +62,12 @@ class Core:
         """Bytes of a panel of weights that stay in the second cache level while pixels pass."""
         return self.second_level * 5 // 8
 
-    def fits(self, rows: int, vectors: int, splits: int = 1) -> bool:
+    def fits(self, rows: int, vectors: float, splits: int = 1) -> bool:
         """Whether the accumulators and what an inner step holds beside them fit the registers."""
         held = rows + vectors + 2 * self.by_lane if self.by_lane or self.in_order else min(rows, vectors) + 1
         return splits * rows * vectors + held + (0 if self.fused else 2) <= self.registers
 
-    def splits(self, rows: int, vectors: int) -> int:
+    def splits(self, rows: int, vectors: float) -> int:
         """Partial sums per accumulator that hide the latency of the multiply-add."""
         wanted = 1
         while not self.in_order and wanted * rows * vectors < LATENCY * PER_CYCLE and self.fits(rows, vectors, 2 * wanted):
