@@ -48,7 +48,7 @@ class Tiling:
         tail = channels % lanes
         pitch = channels - tail + (shortest(tail) if tail else 0)
         plain = self.tiles * pitch
-        return Scratch(scalar, pitch, plain + LINE if plain % (64 * LINE) == 0 else plain, self.f.size**2)
+        return Scratch(scalar, pitch, plain + LINE if plain % (16 * LINE) == 0 else plain, self.f.size**2)
 
 
 @dataclass(frozen=True)
