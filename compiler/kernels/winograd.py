@@ -31,6 +31,7 @@ from cortado.compiler.types import TensorType
 TRANSFORMS = 2.6, 2.2  # cycles of inputs and of outputs per product and vector of channels, loads and stores included
 SINGLE_TRANSFORMS = 6.5, 4.8  # the same where a core does one multiply-add of whole vectors in a cycle
 STREAM, FAR_STREAM = 10.0, 5.0  # bytes a cycle that weights arrive with from beyond the second cache level, and from main memory
+SHORT = 1_000.0  # cycles of a product that is over before the next one's weights, asked for when it begins, have arrived from far
 GAIN = 0.88  # of the direct way's cycles, at most: below that the larger weights do not pay
 LEAST = 4_096  # cycles, some 1.3 us, that it must be faster by: weights grow several times
 
@@ -61,7 +62,7 @@ def choose_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand],
     core, group = core_of(target, "f32"), node.attrs["group"]
     channels, outputs = ins[0].shape[-1], outs[0].shape[-1]
     sums, inside, own = math.prod(outs[0].shape[:2]) * group, channels // group, outputs // group
-    direct = _product_cycles(core, outs[0].shape[2], TAPS * TAPS * inside, own, sums, group)
+    direct = _seen(node, ins[0], outs[0]) * _product_cycles(core, outs[0].shape[2], TAPS * TAPS * inside, own, sums, group)
     reading, writing = SINGLE_TRANSFORMS if isinstance(core, SingleCore) else TRANSFORMS
     moved = reading * _vectors(core, channels) + writing * _vectors(core, outputs)
     best: tuple[float, Winograd] | None = None
@@ -82,7 +83,17 @@ def _product_cycles(core: Core, pixels: int, depth: int, outputs: int, times: in
     if weights <= core.second_level // 2:
         return compute
     # Of a network's weights the last cache level keeps little from one run to the next where a single layer's take much of it.
-    return max(compute, weights / (FAR_STREAM if weights > core.third_level // 4 else STREAM))
+    arrival = weights / (FAR_STREAM if weights > core.third_level // 4 else STREAM)
+    return max(compute, arrival) if compute >= SHORT * matrices else compute + arrival
+
+
+def _seen(node: Node, x: Operand, out: Operand) -> float:
+    """Which part of the taps lies inside of the image: only they are multiplied, directly."""
+    inside = [
+        sum(0 <= place + tap - before < size for place in range(outputs) for tap in range(TAPS)) / (outputs * TAPS)
+        for size, outputs, before in zip(x.shape[1:3], out.shape[1:3], node.attrs["pads_begin"], strict=True)
+    ]
+    return math.prod(inside)
 
 
 def _vectors(core: Core, channels: int) -> float:
