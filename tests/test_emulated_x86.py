@@ -20,6 +20,7 @@ import test_kernels_move as move
 import test_kernels_pointwise as pointwise
 import test_kernels_pool as pool
 import test_kernels_quantized as quantized
+import test_kernels_quantized_winograd as quantized_winograd
 import test_kernels_rows as rows
 import test_kernels_winograd as winograd
 from conformance import difference, load_case
@@ -71,8 +72,11 @@ def grouped_convolutions() -> Iterator[Case]:
 
 def winograd_convolutions() -> Iterator[Case]:
     for m, shape, outputs in ((4, (1, 11, 9, 32), 48), (2, (2, 7, 7, 16), 32), (4, (1, 6, 7, 16), 16)):
-        node, arrays = winograd.conv_case(shape, outputs, (1, 1), (1, 1), (("bias",), ("residual",), winograd.RELU))
+        node, arrays = winograd.conv_case(shape, outputs, (1, 1), (1, 1), winograd.EVERYTHING)
         yield Case(winograd.forced(m), node, arrays, 1e-4, 2e-4)
+    for channels, outputs, group in winograd.PARTIAL:
+        node, arrays = winograd.conv_case((1, 6, 7, channels), outputs, (1, 1), (1, 1), winograd.EVERYTHING, group=group)
+        yield Case(winograd.forced(4), node, arrays, 2e-4, 4e-4, pad=3)
 
 
 def matrix_products() -> Iterator[Case]:
@@ -155,6 +159,8 @@ def integers() -> Iterator[Case]:
     for channels in range(1, 36, 2):
         yield Case(*quantized.conv((1, 4, 5, channels), (channels, 3, 3, 1), pads=1, group=channels), pad=2)
         yield Case(*quantized.conv((1, 3, 4, 8), (channels, 1, 1, 8)), pad=1)
+    for form in quantized_winograd.CASES.values():
+        yield Case(quantized_winograd.forced(4), *quantized.conv(**form)[1:], pad=1)
 
 
 FAMILIES: tuple[Callable[[], Iterator[Case]], ...] = (

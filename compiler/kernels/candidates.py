@@ -20,7 +20,7 @@ from cortado.compiler.kernels.quantized_conv import q_conv_sums, q_fc_sums
 from cortado.compiler.kernels.quantized_depthwise import serves_q_depthwise
 from cortado.compiler.kernels.quantized_winograd import choose_q_winograd, exact_filterings, q_product_problem, serves_q_winograd
 from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition, core_of, panel_choices, stores_far
-from cortado.compiler.kernels.winograd import choose_winograd, product_problem, serves_winograd, tiling_of
+from cortado.compiler.kernels.winograd import choose_winograd, product_problem, serves_winograd
 from cortado.compiler.kernels.winograd_algebra import POINTS
 from cortado.compiler.lang import SCALAR_OF
 from cortado.compiler.program import Operand
@@ -124,8 +124,7 @@ def _products(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targe
     """The matrix products of F(m, 3)."""
     if node.op in QUANTIZED:
         return _Tiled(*q_product_problem(node, ins, outs, m, target), False, True)
-    problem = product_problem(tiling_of(node, ins, outs, m), outs[0].shape[-1], ins[0].shape[-1])
-    return _float(core_of(target, SCALAR_OF[outs[0].type.dtype]), problem)
+    return _float(core_of(target, SCALAR_OF[outs[0].type.dtype]), product_problem(node, ins, outs, m, target))
 
 
 def _float(core: Core, problem: Problem) -> _Tiled:

@@ -27,20 +27,19 @@ from cortado.compiler.kernels.requantize import multiplier_rows
 from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition, panel_cycles
 from cortado.compiler.kernels.winograd import GAIN
 from cortado.compiler.kernels.winograd_algebra import POINTS, TAPS
-from cortado.compiler.kernels.winograd_drivers import Head, Tiling, input_driver, output_driver, tiles_of
+from cortado.compiler.kernels.winograd_drivers import Head, Scratch, Tiling, input_driver, output_driver, strips_of, tiles_of
 from cortado.compiler.ops.quantized import output_scales
 from cortado.compiler.ops.requantize import scale_of
-from cortado.compiler.program import KernelCall, Operand, Ref, contiguous_strides
+from cortado.compiler.program import KernelCall, Operand, Ref
 from cortado.compiler.target import Target
 from cortado.compiler.types import TensorType
 
 TRANSFORM_INPUT, TRANSFORM_OUTPUT = 3.0, 3.5  # cycles per product and vector of channels, loads and stores included
 STREAM = 5.0  # bytes a cycle that weights arrive with: those of networks whose weights outgrow all caches
-LEAST_LANES = 8  # of int16: with fewer the transforms of inputs do not pay
 
 
 def serves_q_winograd(node: Node, outs: Sequence[Operand], target: Target) -> bool:
-    """Whether the convolution can be done so: 3x3 of stride 1 without groups, whole vectors of channels, vectors of integers."""
+    """Whether the convolution can be done so: 3x3 of stride 1 without groups, known weights, vectors of integers."""
     w, attrs = node.inputs[1].constant, node.attrs
     if w is None or node.inputs[2].constant is None or outs[0].type.size == 0 or target.lanes("i32") == 1:
         return False
@@ -51,7 +50,7 @@ def serves_q_winograd(node: Node, outs: Sequence[Operand], target: Target) -> bo
         or set(attrs["strides"]) | set(attrs["dilations"]) != {1}
     ):
         return False
-    return w.shape[0] % target.lanes("i32") == 0 and w.shape[3] % LEAST_LANES == 0 and min(attrs["pads_begin"]) >= 0
+    return w.shape[3] > 0 and min(attrs["pads_begin"]) >= 0
 
 
 def choose_q_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> int | None:
@@ -69,10 +68,10 @@ def choose_q_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand
         f = whole_filtering(m)
         tiling = tiles_of(node, ins, outs, f)
         products = f.size**2
-        cycles = products * _cycles(core, outputs, tiling.tiles, channels // 2)
+        cycles = products * _cycles(core, outputs, tiling.tiles, -(-channels // 2))
         weights = products * channels * outputs * 2
         cycles = max(cycles, weights / STREAM if weights > core.second_level // 2 else 0.0)
-        moved = TRANSFORM_INPUT * channels / input_lanes(channels, target) + TRANSFORM_OUTPUT * outputs / core.lanes
+        moved = TRANSFORM_INPUT * math.ceil(channels / target.lanes("i16")) + TRANSFORM_OUTPUT * math.ceil(outputs / core.lanes)
         cycles += tiling.tiles * products * moved
         if cycles < GAIN * direct and (best is None or cycles < best[0]) and f.exact(w):
             best = (cycles, m)
@@ -83,20 +82,20 @@ def _cycles(core: Core, outputs: int, pixels: int, depth: int) -> float:
     return panel_cycles(core, choose_panels(core, outputs, pixels, depth), pixels, depth)
 
 
-def input_lanes(channels: int, target: Target) -> int:
-    """Lanes of the vectors that channels of inputs are transformed in: whole ones."""
-    return math.gcd(channels, target.lanes("i16"))
-
-
 @dataclass(frozen=True)
 class _Plan:
-    """v_stride, m_stride: elements from one product's operands and results to the next product's."""
+    """v: operands of the products, words of two channels. sums: their results, of as many channels as whole vectors hold."""
 
-    f: WholeFiltering
     tiling: Tiling
     target: Target
-    v_stride: int
-    m_stride: int
+    v: Scratch
+    sums: Scratch
+
+
+def _plan_of(tiling: Tiling, channels: int, outputs: int, target: Target) -> _Plan:
+    lanes = target.lanes("i32")
+    v = tiling.scratch("i16", channels + channels % 2, target.lanes("i16"))
+    return _Plan(tiling, target, v, tiling.scratch("i32", -(-outputs // lanes) * lanes, lanes))
 
 
 def exact_filterings(node: Node) -> tuple[int, ...]:
@@ -115,18 +114,15 @@ def q_product_problem(
     node: Node, ins: Sequence[Operand], outs: Sequence[Operand], m: int, target: Target
 ) -> tuple[Core, tuple[Geometry, tuple[GroupAxis, ...], int]]:
     """The matrix products of all points as one contraction: the core, geometry, groups, and output channels."""
-    tiling = tiles_of(node, ins, outs, whole_filtering(m))
     channels, outputs = ins[0].shape[-1], outs[0].shape[-1]
-    return _product_problem(tiling, tiling.stride(channels), tiling.stride(outputs), channels, outputs, target)
+    return _product_problem(_plan_of(tiles_of(node, ins, outs, whole_filtering(m)), channels, outputs, target), channels)
 
 
-def _product_problem(
-    tiling: Tiling, v_stride: int, m_stride: int, channels: int, outputs: int, target: Target
-) -> tuple[Core, tuple[Geometry, tuple[GroupAxis, ...], int]]:
-    words = channels // 2
-    geometry, _ = rows_geometry(_matrix(tiling.tiles, words), _matrix(tiling.tiles, outputs), None, words)
-    groups = (GroupAxis(tiling.f.size**2, v_stride // 2, 1, m_stride, 0),)
-    return dot_core(target, Dot("dot2"), narrows=False), (geometry, groups, outputs)
+def _product_problem(plan: _Plan, channels: int) -> tuple[Core, tuple[Geometry, tuple[GroupAxis, ...], int]]:
+    words, tiles, outputs = -(-channels // 2), plan.tiling.tiles, plan.sums.pitch
+    geometry, _ = rows_geometry(_matrix(tiles, words, plan.v.pitch // 2), _matrix(tiles, outputs, outputs), None, words)
+    groups = (GroupAxis(plan.v.products, plan.v.stride // 2, 1, plan.sums.stride, 0),)
+    return dot_core(plan.target, Dot("dot2"), narrows=False), (geometry, groups, outputs)
 
 
 def lower_q_winograd(
@@ -143,9 +139,8 @@ def lower_q_winograd(
         raise ValueError(f"F({m}) is not exact for the weights of {node.name}")
     tiling = tiles_of(node, ins, outs, f)
     outputs, channels = w.shape[0], w.shape[3]
-    plan = _Plan(f, tiling, target, tiling.stride(channels), tiling.stride(outputs))
-    products, tasks = f.size**2, tiling.images * tiling.rows
-    v, sums = Ref("scratch", nbytes=products * plan.v_stride * 2), Ref("scratch", nbytes=products * plan.m_stride * 4)
+    plan = _plan_of(tiling, channels, outputs, target)
+    v, sums, tasks = Ref("scratch", nbytes=plan.v.nbytes), Ref("scratch", nbytes=plan.sums.nbytes), tiling.images * tiling.rows
     flip = node.inputs[0].type.dtype == "uint8"
     blank = scale_of(node.inputs[0].type)[1] - (128 if flip else 0)
     kind = requantization(node)
@@ -156,32 +151,33 @@ def lower_q_winograd(
     head = Ref("weights", array=np.concatenate([moved.astype(np.int32)[None], rows]))
     residual = [Ref("input", 3)] if kind.residual else []
     beside = ins[3] if kind.residual else None
-    lanes = input_lanes(channels, target)
-    readers = tuple(input_kernel(f, at_border, flip, blank, lanes, target) for at_border in (False, True))
-    writers = tuple(output_kernel(f, at_border, kind, target) for at_border in (False, True))
-    read_tiles = input_driver("q_winograd_input", tiling, x, ("i8", "i16"), plan.v_stride, readers, target)
+    readers = strips_of(
+        channels, target.lanes("i16"), lambda at_border, tail: input_kernel(f, at_border, tail, flip, blank, target)
+    )
+    writers = strips_of(outputs, target.lanes("i32"), lambda at_border, tail: output_kernel(f, at_border, tail, kind, target))
+    read_tiles = input_driver("q_winograd_input", tiling, x, "i8", plan.v, readers, target)
     own = Head(("head",), (outputs,))
-    write_tiles = output_driver("q_winograd_output", tiling, out, beside, ("i32", "i8"), own, plan.m_stride, writers, target)
+    write_tiles = output_driver("q_winograd_output", tiling, out, beside, "i8", own, plan.sums, writers, target)
     return [
         KernelCall(read_tiles, (Ref("input", 0), v), tasks, tasks),
-        _products(plan, w, v, sums, tiles),
+        _products(plan, f, w, v, sums, tiles),
         KernelCall(write_tiles, (sums, head, *residual, Ref("output", 0)), tasks, tasks),
     ]
 
 
-def _products(plan: _Plan, w: np.ndarray, v: Ref, sums: Ref, tiles: Direct | None) -> KernelCall:
-    products, dot = plan.f.size**2, Dot("dot2")
-    core, problem = _product_problem(plan.tiling, plan.v_stride, plan.m_stride, w.shape[3], w.shape[0], plan.target)
-    geometry, groups, outputs = problem
+def _products(plan: _Plan, f: WholeFiltering, w: np.ndarray, v: Ref, sums: Ref, tiles: Direct | None) -> KernelCall:
+    dot = Dot("dot2")
+    core, (geometry, groups, outputs) = _product_problem(plan, w.shape[3])
     panels = choose_panels(core, outputs, plan.tiling.tiles, geometry.depth_of_sum, tiles)
-    partition = choose_partition(core, geometry, panels, products, True, tiles)
+    partition = choose_partition(core, geometry, panels, plan.v.products, True, tiles)
     layer = Contraction("i32", geometry, groups, panels, partition, EpilogueKind())
     kernel = contraction_driver("q_winograd", layer, core, plan.target, dot.tile_kernel)
-    packed = packed_words(plan.f.filters(w), dot)[:, :, geometry.weight_order(partition.k_part)]
+    filters = np.pad(f.filters(w), ((0, 0), (0, outputs - len(w)), (0, 0)))
+    packed = packed_words(filters, dot)[:, :, geometry.weight_order(partition.k_part)]
     return KernelCall(
         kernel, (v, Ref("weights", array=pack_panels(packed, None, panels)), sums), partition.tasks, partition.blocks
     )
 
 
-def _matrix(rows: int, columns: int) -> Operand:
-    return Operand(TensorType((rows, columns), "int32"), contiguous_strides((rows, columns)))
+def _matrix(rows: int, columns: int, pitch: int) -> Operand:
+    return Operand(TensorType((rows, columns), "int32"), (pitch, 1))

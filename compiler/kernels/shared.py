@@ -15,7 +15,7 @@ from cortado.compiler.kernels.choice import Choice, Depthwise, Direct, Grouped, 
 from cortado.compiler.kernels.epilogue import parse_epilogue
 from cortado.compiler.kernels.grouped import block_width, choose_grouped, grouped_choices, serves_grouped
 from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition, core_of, panel_choices
-from cortado.compiler.kernels.winograd import product_problem, serves_winograd, tiling_of
+from cortado.compiler.kernels.winograd import product_problem, serves_winograd
 from cortado.compiler.lang import SCALAR_OF
 from cortado.compiler.program import Operand
 from cortado.compiler.target import Target
@@ -52,7 +52,7 @@ class SharedChoices(Tuning):
             and isinstance(chosen, Winograd)
             and all(serves_winograd(node, ins, outs, target) for target in self.targets)
         ):
-            products_of = product_problem(tiling_of(node, ins, outs, chosen.m), outs[0].shape[-1], ins[0].shape[-1])
+            products_of = product_problem(node, ins, outs, chosen.m, self.reference)
             products = _shared_tiles(products_of, own, reference, cores)
             return None if products is None else replace(chosen, products=products)
         return _shared_tiles(problem, own, reference, cores)

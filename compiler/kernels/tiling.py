@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cortado.compiler.kernels.choice import Direct
 from cortado.compiler.kernels.geometry import Geometry, Segment, balanced
@@ -187,6 +188,7 @@ class Panels:
         return (self.bodies * self.vectors + self.last - 1) * self.lanes + self.tail
 
 
+@lru_cache(maxsize=1024)  # layers repeat, and comparing algorithms asks for what lowering asks for again
 def choose_panels(core: Core, outputs: int, pixels: int, depth: int, direct: Direct | None = None, far: bool = False) -> Panels:
     """The register block with the fewest cycles for rows of `pixels` pixels, `outputs` channels and sums of `depth` terms.
 

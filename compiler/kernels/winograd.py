@@ -10,41 +10,40 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.choice import Winograd
 from cortado.compiler.kernels.contraction import Weights, lower_contraction
 from cortado.compiler.kernels.driver import GroupAxis
 from cortado.compiler.kernels.epilogue import Epilogue, parse_epilogue
+from cortado.compiler.kernels.generic import generic_if
 from cortado.compiler.kernels.geometry import Geometry, rows_geometry
 from cortado.compiler.kernels.packing import WeightSource
-from cortado.compiler.kernels.tiling import Core, core_of
+from cortado.compiler.kernels.tiling import Core, SingleCore, choose_panels, core_of, panel_cycles
 from cortado.compiler.kernels.winograd_algebra import POINTS, TAPS, filtering
-from cortado.compiler.kernels.winograd_drivers import Head, Tiling, input_driver, output_driver, tiles_of
+from cortado.compiler.kernels.winograd_drivers import Head, Scratch, Tiling, input_driver, output_driver, strips_of, tiles_of
 from cortado.compiler.kernels.winograd_tiles import input_kernel, output_kernel
-from cortado.compiler.program import KernelCall, Operand, Ref, contiguous_strides
+from cortado.compiler.program import KernelCall, Operand, Ref
 from cortado.compiler.target import Target
 from cortado.compiler.types import TensorType
 
-TRANSFORM_INPUT, TRANSFORM_OUTPUT = 2.6, 2.2  # cycles per product and vector of channels, loads and stores included
+TRANSFORMS = 2.6, 2.2  # cycles of inputs and of outputs per product and vector of channels, loads and stores included
+SINGLE_TRANSFORMS = 6.5, 4.8  # the same where a core does one multiply-add of whole vectors in a cycle
 STREAM, FAR_STREAM = 10.0, 5.0  # bytes a cycle that weights arrive with from beyond the second cache level, and from main memory
+SHORT = 1_000.0  # cycles of a product that is over before the next one's weights, asked for when it begins, have arrived from far
 GAIN = 0.88  # of the direct way's cycles, at most: below that the larger weights do not pay
 LEAST = 4_096  # cycles, some 1.3 us, that it must be faster by: weights grow several times
 
 
 def serves_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> bool:
-    """Whether the convolution can be done so: 3x3 of stride 1 without groups, known weights, whole vectors of channels."""
-    x, w = ins[0], node.inputs[1].constant
-    lanes = target.lanes("f32")
-    attrs = node.attrs
-    plain = w is not None and w.ndim == 4 and w.shape[1:3] == (TAPS, TAPS) and attrs["group"] == 1
-    if not plain or w is None or lanes == 1 or x.type.dtype != "float32" or outs[0].type.size == 0:
+    """Whether the convolution can be done so: 3x3 of stride 1, known weights, vectors."""
+    w, attrs = node.inputs[1].constant, node.attrs
+    if w is None or target.lanes("f32") == 1 or ins[0].type.dtype != "float32" or outs[0].type.size == 0:
         return False
-    if (
-        set(attrs["strides"]) | set(attrs["dilations"]) != {1}
-        or w.shape[0] % lanes
-        or w.shape[3] % lanes
-        or min(attrs["pads_begin"]) < 0
-    ):
+    if w.ndim != 4 or w.shape[1:3] != (TAPS, TAPS) or w.shape[3] == 0 or attrs["group"] == ins[0].shape[-1] > 1:
+        return False
+    if set(attrs["strides"]) | set(attrs["dilations"]) != {1} or min(attrs["pads_begin"]) < 0:
         return False
     return not any(entry[0] == "bias" and node.inputs[2].constant is None for entry in attrs["epilogue"])
 
@@ -60,73 +59,115 @@ def choose_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand],
     """With which tiles Winograd is clearly faster than multiplying directly, or None: also where it cannot be done."""
     if not serves_winograd(node, ins, outs, target):
         return None
-    core = core_of(target, "f32")
-    outputs, channels = outs[0].shape[-1], ins[0].shape[-1]
-    direct = _product_cycles(core, math.prod(outs[0].shape[:3]), TAPS * TAPS * channels, outputs, 1)
+    core, group = core_of(target, "f32"), node.attrs["group"]
+    channels, outputs = ins[0].shape[-1], outs[0].shape[-1]
+    sums, inside, own = math.prod(outs[0].shape[:2]) * group, channels // group, outputs // group
+    direct = _seen(node, ins[0], outs[0]) * _product_cycles(core, outs[0].shape[2], TAPS * TAPS * inside, own, sums, group)
+    reading, writing = SINGLE_TRANSFORMS if isinstance(core, SingleCore) else TRANSFORMS
+    moved = reading * _vectors(core, channels) + writing * _vectors(core, outputs)
     best: tuple[float, Winograd] | None = None
     for m in POINTS:
         tiling = tiling_of(node, ins, outs, m)
         products = tiling.f.size**2
-        cycles = _product_cycles(core, tiling.tiles, channels, outputs, products)
-        cycles += tiling.tiles * products * (TRANSFORM_INPUT * channels + TRANSFORM_OUTPUT * outputs) / core.lanes
+        cycles = _product_cycles(core, tiling.tiles, inside, own, products * group, products * group)
+        cycles += tiling.tiles * products * moved
         if cycles < min(GAIN * direct, direct - LEAST) and (best is None or cycles < best[0]):
             best = (cycles, Winograd(m))
     return None if best is None else best[1]
 
 
-def _product_cycles(core: Core, pixels: int, depth: int, outputs: int, products: int) -> float:
-    """Multiply-adds at the rate of good tiles, or the arrival of the weights where that takes longer."""
-    weights = products * depth * outputs * core.element
-    fill = pixels / (math.ceil(pixels / 6) * 6)
-    compute = products * pixels * depth * outputs / core.lanes / 2 / (0.9 * fill)
+def _product_cycles(core: Core, pixels: int, depth: int, outputs: int, times: int, matrices: int) -> float:
+    """Multiply-adds of `times` products by one of `matrices` of weights, or the arrival of these where that takes longer."""
+    weights = matrices * depth * outputs * core.element
+    compute = times * panel_cycles(core, choose_panels(core, outputs, pixels, depth), pixels, depth)
     if weights <= core.second_level // 2:
         return compute
     # Of a network's weights the last cache level keeps little from one run to the next where a single layer's take much of it.
-    return max(compute, weights / (FAR_STREAM if weights > core.third_level // 4 else STREAM))
+    arrival = weights / (FAR_STREAM if weights > core.third_level // 4 else STREAM)
+    return max(compute, arrival) if compute >= SHORT * matrices else compute + arrival
 
 
-def product_problem(tiling: Tiling, outputs: int, channels: int) -> tuple[Geometry, tuple[GroupAxis, ...], int]:
-    """The matrix products of all points as one contraction: geometry, groups, and output channels."""
-    tiles = tiling.tiles
-    geometry, _ = rows_geometry(_matrix(tiles, channels), _matrix(tiles, outputs), None, channels)
-    return geometry, (GroupAxis(tiling.f.size**2, tiling.stride(channels), 1, tiling.stride(outputs), 0),), outputs
+def _seen(node: Node, x: Operand, out: Operand) -> float:
+    """Which part of the taps lies inside of the image: only they are multiplied, directly."""
+    inside = [
+        sum(0 <= place + tap - before < size for place in range(outputs) for tap in range(TAPS)) / (outputs * TAPS)
+        for size, outputs, before in zip(x.shape[1:3], out.shape[1:3], node.attrs["pads_begin"], strict=True)
+    ]
+    return math.prod(inside)
+
+
+def _vectors(core: Core, channels: int) -> float:
+    """For how many vectors the transforms of so many channels count."""
+    whole, tail = divmod(channels, core.lanes)
+    return whole + (core.width(1, tail) if tail else 0.0)
+
+
+def product_problem(
+    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], m: int, target: Target
+) -> tuple[Geometry, tuple[GroupAxis, ...], int]:
+    """The matrix products of all points as one contraction: geometry, groups, and output channels of one."""
+    tiling, group = tiling_of(node, ins, outs, m), node.attrs["group"]
+    v, sums = _scratch(tiling, ins, outs, target)
+    channels, outputs = ins[0].shape[-1] // group, outs[0].shape[-1] // group
+    geometry, _ = rows_geometry(
+        _matrix(tiling.tiles, channels, v.pitch), _matrix(tiling.tiles, outputs, sums.pitch), None, channels
+    )
+    points = GroupAxis(v.products, v.stride, group, sums.stride, 0)
+    if group == 1:
+        return geometry, (points,), sums.pitch  # stores need no masks; weights are zero where there is no channel
+    return geometry, (points, GroupAxis(group, channels, 1, outputs, 0)), outputs
+
+
+def _scratch(tiling: Tiling, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> tuple[Scratch, Scratch]:
+    """Where the products' operands lie, and their results."""
+    lanes = target.lanes("f32")
+    return tiling.scratch("f32", ins[0].shape[-1], lanes), tiling.scratch("f32", outs[0].shape[-1], lanes)
 
 
 def lower_winograd(
     node: Node, ins: Sequence[Operand], outs: Sequence[Operand], choice: Winograd, target: Target
 ) -> list[KernelCall]:
-    """x[N,H,W,C], constant w[O,3,3,C], then the epilogue's inputs -> out[N,OH,OW,O]; float32, where `serves_winograd`."""
+    """x[N,H,W,C], constant w[O,3,3,C/group], then the epilogue's inputs -> out[N,OH,OW,O]; float32, where `serves_winograd`."""
     tiling = tiling_of(node, ins, outs, choice.m)
-    w = node.inputs[1].constant
-    assert w is not None
     epilogue = parse_epilogue(node.attrs["epilogue"], 2)
-    outputs, channels = w.shape[0], w.shape[3]
-    products, tiles = tiling.f.size**2, tiling.tiles
-    v_stride, m_stride = tiling.stride(channels), tiling.stride(outputs)
-    geometry, groups, _ = product_problem(tiling, outputs, channels)
-    v, m = Ref("scratch", nbytes=products * v_stride * 4), Ref("scratch", nbytes=products * m_stride * 4)
-    source = WeightSource(((products, outputs * channels),), channels, ((channels, 1),), False)
-    weights = Weights(source, tiling.f.filters(w), None)
-    multiply = lower_contraction(
-        "winograd", v, weights, _matrix(tiles, outputs), geometry, groups, outputs, Epilogue(), target, choice.products
-    )
-    multiply = [replace(call, refs=tuple(m if ref.kind == "output" else ref for ref in call.refs)) for call in multiply]
+    at_v, at_sums = _scratch(tiling, ins, outs, target)
+    v, sums = Ref("scratch", nbytes=at_v.nbytes), Ref("scratch", nbytes=at_sums.nbytes)
     bias = [] if epilogue.bias is None else [Ref("weights", array=node.inputs[epilogue.bias].constant)]
     residual = [] if epilogue.residual is None else [Ref("input", epilogue.residual)]
-    back = (m, *bias, *residual, Ref("output", 0))
     beside = None if epilogue.residual is None else ins[epilogue.residual]
-    tasks, kind = tiling.images * tiling.rows, epilogue.kind
-    readers = tuple(input_kernel(tiling.f, at_border, target) for at_border in (False, True))
-    writers = tuple(output_kernel(tiling.f, at_border, kind, target) for at_border in (False, True))
-    read_tiles = input_driver("winograd_input", tiling, ins[0], ("f32", "f32"), v_stride, readers, target)
+    tasks, kind, lanes = tiling.images * tiling.rows, epilogue.kind, target.lanes("f32")
+    readers = strips_of(ins[0].shape[-1], lanes, lambda border, tail: input_kernel(tiling.f, border, tail, target))
+    writers = strips_of(outs[0].shape[-1], lanes, lambda border, tail: output_kernel(tiling.f, border, tail, kind, target))
+    read_tiles = input_driver("winograd_input", tiling, ins[0], "f32", at_v, readers, target)
     head = Head(("bias",) if kind.bias else (), ())
-    write_tiles = output_driver("winograd_output", tiling, outs[0], beside, ("f32", "f32"), head, m_stride, writers, target)
+    write_tiles = output_driver("winograd_output", tiling, outs[0], beside, "f32", head, at_sums, writers, target)
     return [
         KernelCall(read_tiles, (Ref("input", 0), v), tasks, tasks),
-        *multiply,
-        KernelCall(write_tiles, back, tasks, tasks),
+        *_products(node, ins, outs, choice, (v, sums), target),
+        KernelCall(write_tiles, (sums, *bias, *residual, Ref("output", 0)), tasks, tasks),
     ]
 
 
-def _matrix(rows: int, columns: int) -> Operand:
-    return Operand(TensorType((rows, columns)), contiguous_strides((rows, columns)))
+def _products(
+    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], choice: Winograd, refs: tuple[Ref, Ref], target: Target
+) -> list[KernelCall]:
+    """All matrix products, of what lies at the first of refs, to the second."""
+    geometry, groups, outputs = product_problem(node, ins, outs, choice.m, target)
+    w, group = node.inputs[1].constant, node.attrs["group"]
+    assert w is not None
+    filters = filtering(choice.m).filters(w)
+    filters = filters.reshape(len(filters) * group, -1, w.shape[3])
+    filters = np.pad(filters, ((0, 0), (0, outputs - filters.shape[1]), (0, 0)))
+    source = WeightSource(((len(filters), outputs * w.shape[3]),), w.shape[3], ((w.shape[3], 1),), False)
+    out = _matrix(geometry.rows * geometry.width.outputs, outputs, outputs)
+    weights = Weights(source, filters, None)
+    calls = lower_contraction("winograd", refs[0], weights, out, geometry, groups, outputs, Epilogue(), target, choice.products)
+    generic = generic_if("narrow_groups", group > 1 and outputs < target.lanes("f32"), outs[0].type.size)
+    return [
+        replace(call, refs=tuple(refs[1] if ref.kind == "output" else ref for ref in call.refs), generic=generic)
+        for call in calls
+    ]
+
+
+def _matrix(rows: int, columns: int, pitch: int) -> Operand:
+    return Operand(TensorType((rows, columns)), (pitch, 1))

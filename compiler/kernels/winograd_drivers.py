@@ -1,14 +1,18 @@
-"""What Winograd's convolutions share in any arithmetic: how an image is cut into tiles, and the loops over rows of tiles."""
+"""What Winograd's convolutions share in any arithmetic: how an image is cut into tiles, and the loops over rows of tiles.
+
+Channels are taken in strips: whole vectors first, then what is left, if anything, by kernels of their own on the shortest vector that holds
+it. Between the transforms a tile's channels have room for that vector, so there it is loaded and stored whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cortado.compiler.builder import KernelBuilder, Number, Val
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.winograd_algebra import Filtering
-from cortado.compiler.lang import INDEX, Kernel
+from cortado.compiler.lang import BYTES, INDEX, Kernel
 from cortado.compiler.program import Operand
 from cortado.compiler.target import Target
 
@@ -39,15 +43,58 @@ class Tiling:
     def tiles(self) -> int:
         return self.images * self.rows * self.columns
 
-    def stride(self, channels: int) -> int:
-        """Elements from one product to the next."""
-        plain = self.tiles * channels
-        return plain + LINE if plain % (64 * LINE) == 0 else plain
+    def scratch(self, scalar: str, channels: int, lanes: int) -> Scratch:
+        """Where operands or results of the products lie, of so many channels that are treated in vectors of `lanes`."""
+        tail = channels % lanes
+        pitch = channels - tail + (shortest(tail) if tail else 0)
+        plain = self.tiles * pitch
+        return Scratch(scalar, pitch, plain + LINE if plain % (16 * LINE) == 0 else plain, self.f.size**2)
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Operands or results of products: [product][tile][channel].
+
+    pitch: elements from one tile to the next, a few of them unused where channels fill no vector. stride: from one product to the next.
+    """
+
+    scalar: str
+    pitch: int
+    stride: int
+    products: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.products * self.stride * BYTES[self.scalar]
+
+
+def shortest(channels: int) -> int:
+    """Lanes of the shortest vector that holds so many channels."""
+    return 1 << (channels - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Neighbouring channels, from `first` on, that the same two kernels transform: one for tiles inside, one for those at a border."""
+
+    first: int
+    channels: int
+    kernels: tuple[Kernel, Kernel]
+
+
+def strips_of(channels: int, lanes: int, record: Callable[[bool, int], Kernel]) -> tuple[Strip, ...]:
+    """record: the kernel for tiles at the border or not, and a strip of so many channels that fill no vector, or 0 where they all do."""
+    tail = channels % lanes
+    parts = [(0, channels - tail, 0), (channels - tail, tail, tail)]
+    return tuple(Strip(first, size, (record(False, rest), record(True, rest))) for first, size, rest in parts if size)
 
 
 @dataclass(frozen=True)
 class Head:
-    """What kernels that write tiles get between the products and the tensors: pointers by name, then numbers."""
+    """What kernels that write tiles get between the products and the tensors: pointers by name, then numbers.
+
+    The pointers are to numbers of every channel, of the products' scalar type.
+    """
 
     pointers: tuple[str, ...]
     numbers: tuple[int, ...]
@@ -59,19 +106,12 @@ def tiles_of(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], f: Fil
     return Tiling(f, images, ins[0].shape[1], ins[0].shape[2], out_height, out_width, tuple(node.attrs["pads_begin"]))
 
 
-def input_driver(
-    name: str, tiling: Tiling, x: Operand, scalars: tuple[str, str], product: int, kernels: Sequence[Kernel], target: Target
-) -> Kernel:
-    """(x, v, begin, end); a task is a row of tiles.
-
-    scalars: of x and v. product: elements of v from one product to the next. kernels: for tiles inside of the image, and at its border.
-    """
+def input_driver(name: str, tiling: Tiling, x: Operand, read: str, v: Scratch, strips: Sequence[Strip], target: Target) -> Kernel:
+    """(x, v, begin, end); a task is a row of tiles. read: scalar of x."""
     k = KernelBuilder(name, target)
-    source, v = k.param("x"), k.param("v")
+    source, operands = k.param("x"), k.param("v")
     begin, end = k.param("begin", INDEX), k.param("end", INDEX)
-    interior, border = kernels
-    read, written = scalars
-    channels, m, size = x.shape[3], tiling.f.m, tiling.f.size
+    m, size = tiling.f.m, tiling.f.size
     top, left = tiling.before
     inner = _inner_tiles(tiling.columns, m, left, tiling.width, size)
 
@@ -79,26 +119,30 @@ def input_driver(
         image, row = number // tiling.rows, number % tiling.rows
         y = row * m - top
         line = k.offset(k.offset(source, image * x.strides[0], read), y * x.strides[1], read)
-        to = k.offset(v, number * (tiling.columns * channels), written)
+        to = k.offset(operands, number * (tiling.columns * v.pitch), v.scalar)
 
-        def call(first: int, stop: int, at_border: bool) -> None:
+        def call(strip: Strip, first: int, stop: int, at_border: bool) -> None:
             if first == stop:
                 return
             args: list[Number] = [
-                k.offset(line, (first * m - left) * x.strides[2], read),
-                k.offset(to, first * channels, written),
+                k.offset(line, (first * m - left) * x.strides[2] + strip.first, read),
+                k.offset(to, first * v.pitch + strip.first, v.scalar),
             ]
-            args += [stop - first, channels, x.strides[1], x.strides[2], channels, product]
+            args += [stop - first, strip.channels, x.strides[1], x.strides[2], v.pitch, v.stride]
             args += [y, first * m - left, tiling.height, tiling.width] if at_border else []
-            k.call(border if at_border else interior, *args)
+            k.call(strip.kernels[at_border], *args)
 
         def inside() -> None:
-            call(0, inner[0], True)
-            call(*inner, False)
-            call(inner[1], tiling.columns, True)
+            for strip in strips:
+                call(strip, 0, inner[0], True)
+                call(strip, *inner, False)
+                call(strip, inner[1], tiling.columns, True)
 
-        whole = (y >= 0) & (y + size <= tiling.height)
-        k.if_(whole, inside, lambda: call(0, tiling.columns, True))
+        def at_edge() -> None:
+            for strip in strips:
+                call(strip, 0, tiling.columns, True)
+
+        k.if_((y >= 0) & (y + size <= tiling.height), inside, at_edge)
 
     k.loop(begin, end, 1, task)
     return k.finish()
@@ -115,51 +159,52 @@ def output_driver(
     tiling: Tiling,
     out: Operand,
     residual: Operand | None,
-    scalars: tuple[str, str],
+    written: str,
     head: Head,
-    product: int,
-    kernels: Sequence[Kernel],
+    sums: Scratch,
+    strips: Sequence[Strip],
     target: Target,
 ) -> Kernel:
-    """(m, head's pointers, [residual], out, begin, end); a task is a row of tiles.
-
-    scalars: of the products and of the output. product: elements from one product to the next. kernels: for whole tiles, and for those
-    that the image's end cuts.
-    """
+    """(m, head's pointers, [residual], out, begin, end); a task is a row of tiles. written: scalar of the output."""
     k = KernelBuilder(name, target)
     source = k.param("m")
     pointers = [k.param(pointer) for pointer in head.pointers]
     beside = k.param("residual") if residual is not None else None
     to = k.param("out")
     begin, end = k.param("begin", INDEX), k.param("end", INDEX)
-    interior, border = kernels
-    summed, written = scalars
-    channels, m = out.shape[3], tiling.f.m
+    m = tiling.f.m
     full = tiling.out_width // m
 
     def task(number: Val) -> None:
         image, row = number // tiling.rows, number % tiling.rows
-        products = k.offset(source, number * (tiling.columns * channels), summed)
+        products = k.offset(source, number * (tiling.columns * sums.pitch), sums.scalar)
 
-        def line(base: Val, operand: Operand, first: int) -> Val:
+        def line(base: Val, operand: Operand, first: int, channel: int) -> Val:
             start = k.offset(base, image * operand.strides[0] + row * (m * operand.strides[1]), written)
-            return k.offset(start, first * m * operand.strides[2], written)
+            return k.offset(start, first * m * operand.strides[2] + channel, written)
 
-        def call(first: int, stop: int, at_border: bool) -> None:
+        def call(strip: Strip, first: int, stop: int, at_border: bool) -> None:
             if first == stop:
                 return
-            args: list[Number] = [k.offset(products, first * channels, summed), *pointers, *head.numbers]
+            args: list[Number] = [k.offset(products, first * sums.pitch + strip.first, sums.scalar)]
+            args += [*(k.offset(pointer, strip.first, sums.scalar) for pointer in pointers), *head.numbers]
             if beside is not None and residual is not None:
-                args += [line(beside, residual, first), residual.strides[1], residual.strides[2]]
-            args += [line(to, out, first), stop - first, channels, out.strides[1], out.strides[2], channels, product]
+                args += [line(beside, residual, first, strip.first), residual.strides[1], residual.strides[2]]
+            args += [line(to, out, first, strip.first), stop - first, strip.channels, out.strides[1], out.strides[2]]
+            args += [sums.pitch, sums.stride]
             args += [tiling.out_height - row * m, tiling.out_width - first * m] if at_border else []
-            k.call(border if at_border else interior, *args)
+            k.call(strip.kernels[at_border], *args)
 
         def whole() -> None:
-            call(0, full, False)
-            call(full, tiling.columns, True)
+            for strip in strips:
+                call(strip, 0, full, False)
+                call(strip, full, tiling.columns, True)
 
-        k.if_((row + 1) * m <= tiling.out_height, whole, lambda: call(0, tiling.columns, True))
+        def cut() -> None:
+            for strip in strips:
+                call(strip, 0, tiling.columns, True)
+
+        k.if_((row + 1) * m <= tiling.out_height, whole, cut)
 
     k.loop(begin, end, 1, task)
     return k.finish()
