@@ -167,7 +167,8 @@ def test_it_is_chosen_where_it_was_measured_to_be_faster(target: str) -> None:
     for size, channels, outputs, group in ((56, 16, 16, 1), (28, 24, 24, 1), (14, 40, 40, 1), (14, 56, 56, 1), (112, 32, 9, 1)):
         assert chosen((1, size, size, channels), outputs, target, group) == 4
     assert chosen((1, 13, 13, 192), 192, target, 2) == 4
-    assert chosen((1, 20, 20, 256), 256, target, 32) == 4
+    assert chosen((1, 28, 28, 128), 128, target, 8) == 4
+    assert chosen((1, 40, 40, 128), 128, target, 32) == 0, "vectors hold the outputs of several groups"
     assert chosen((1, 10, 10, 512), 512, target, 32) == 0, "the weights of short products are waited for"
 
 

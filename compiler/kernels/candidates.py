@@ -64,7 +64,7 @@ def algorithms(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targ
     found: list[Choice] = [_tiles(tiled, 1)[0]]
     if node.op == "conv" and serves_grouped(node, parse_epilogue(node.attrs["epilogue"], 2), tiled.core):
         groups = _groups(tiled)
-        return [groups[0], *found] if choose_grouped(tiled.core, *_one_axis(tiled.problem)) is not None else [*found, groups[0]]
+        found = [groups[0], *found] if choose_grouped(tiled.core, *_one_axis(tiled.problem)) is not None else [*found, groups[0]]
     if node.op == "conv" and serves_winograd(node, ins, outs, target):
         chosen = choose_winograd(node, ins, outs, target)
         found = [*([] if chosen is None else [chosen]), *found, *(Winograd(m) for m in POINTS)]

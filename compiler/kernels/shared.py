@@ -45,7 +45,9 @@ class SharedChoices(Tuning):
         own, reference = core_of(self.target, scalar), core_of(self.reference, scalar)
         problem = problem_of(node, ins, outs)
         if node.op == "conv" and all(serves_grouped(node, parse_epilogue(node.attrs["epilogue"], 2), core) for core in cores):
-            return _shared_groups(problem, own, cores) or _shared_tiles(problem, own, reference, cores)
+            together = _shared_groups(problem, own, cores)
+            if together is not None:
+                return together
         chosen = found[0]
         if (
             self.larger

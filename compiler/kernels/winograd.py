@@ -15,10 +15,12 @@ import numpy as np
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.choice import Winograd
 from cortado.compiler.kernels.contraction import Weights, lower_contraction
+from cortado.compiler.kernels.conv import conv_problem
 from cortado.compiler.kernels.driver import GroupAxis
 from cortado.compiler.kernels.epilogue import Epilogue, parse_epilogue
 from cortado.compiler.kernels.generic import generic_if
 from cortado.compiler.kernels.geometry import Geometry, rows_geometry
+from cortado.compiler.kernels.grouped import choose_grouped, serves_grouped
 from cortado.compiler.kernels.packing import WeightSource
 from cortado.compiler.kernels.tiling import Core, SingleCore, choose_panels, core_of, panel_cycles
 from cortado.compiler.kernels.winograd_algebra import POINTS, TAPS, filtering
@@ -62,6 +64,9 @@ def choose_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand],
     core, group = core_of(target, "f32"), node.attrs["group"]
     channels, outputs = ins[0].shape[-1], outs[0].shape[-1]
     sums, inside, own = math.prod(outs[0].shape[:2]) * group, channels // group, outputs // group
+    together = serves_grouped(node, parse_epilogue(node.attrs["epilogue"], 2), core)
+    if together and choose_grouped(core, conv_problem(node, ins, outs)[0], group, own) is not None:
+        return None  # vectors of several groups' outputs are as fast or faster, with a quarter of the weights
     direct = _seen(node, ins[0], outs[0]) * _product_cycles(core, outs[0].shape[2], TAPS * TAPS * inside, own, sums, group)
     reading, writing = SINGLE_TRANSFORMS if isinstance(core, SingleCore) else TRANSFORMS
     moved = reading * _vectors(core, channels) + writing * _vectors(core, outputs)
