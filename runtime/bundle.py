@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -133,25 +134,49 @@ def _write(path: Path, data: bytes | memoryview) -> None:
 
 
 def _read(path: Path, nbytes: int, other: ThreadPoolExecutor) -> tuple[memoryview, Future[str]]:
-    """The contents, in memory that starts where makes weights begin at a cache line, and their SHA-256, which the other thread computes
-    piece by piece behind the reading. nbytes: how many there should be.
+    """The contents, in memory that starts where makes weights begin at a cache line, and their SHA-256, which the other thread computes.
+    nbytes: how many there should be.
 
     A library's weights are in its last member, whose parts begin at multiples of their alignment from its start.
     """
-    found = hashlib.sha256()
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size != nbytes:
-            return memoryview(file.read()), other.submit(found.hexdigest)
+            return memoryview(file.read()), other.submit(str)
         first = _last_member(file, nbytes) if file.read(len(archive.MAGIC)) == archive.MAGIC else 0
         memory = fresh_memory(nbytes + ALIGNMENT)
         start = (-memory.ctypes.data - first) % ALIGNMENT
         view = memory.data[start : start + nbytes]
         file.seek(0)
-        at = 0
-        while at < nbytes and (count := file.readinto(view[at : at + PIECE])):
-            other.submit(found.update, view[at : at + count])
-            at += count
-    return view[:at], other.submit(found.hexdigest)
+        return _read_and_hash(file, view, other)
+
+
+def _read_and_hash(file: BufferedReader, view: memoryview, other: ThreadPoolExecutor) -> tuple[memoryview, Future[str]]:
+    """What of the file fits into the view, and its SHA-256. The other thread takes what there is whenever it is done with what there was.
+
+    Between pieces it needs the interpreter, which a thread at work gives up every few milliseconds only. So it has begun with all the rest
+    when this returns.
+    """
+    found, started = hashlib.sha256(), threading.Event()
+    at = given = 0
+    busy: Future[None] | None = None
+    while at < len(view) and (count := file.readinto(view[at : at + PIECE])):
+        at += count
+        if at > PIECE and (busy is None or busy.done()):
+            busy, given = other.submit(found.update, view[given:at]), at
+    if at <= PIECE:
+        found.update(view[:at])
+        return view[:at], other.submit(found.hexdigest)
+    if busy is not None:
+        busy.result()
+
+    def rest() -> str:
+        started.set()
+        found.update(view[given:at])
+        return found.hexdigest()
+
+    last = other.submit(rest)
+    started.wait()
+    return view[:at], last
 
 
 def _last_member(file: BufferedReader, nbytes: int) -> int:
