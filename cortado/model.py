@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from cortado.compiler.types import NUMPY_DTYPE, TensorInfo, cut_rows
-from cortado.errors import InputError, OptionError, TargetError
+from cortado.errors import CortadoError, InputError, OptionError, TargetError
 from cortado.preprocess import Preprocess
 from cortado.report import Report
 from cortado.runtime.bundle import Bundle, write_bundle
@@ -108,7 +108,7 @@ class Model:
 
     def _checked(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The arrays in the order of the inputs. Everything that is wrong is in one InputError."""
-        if type(feeds) is dict and len(feeds) == len(self._expected):
+        if type(feeds) is dict and len(feeds) == len(self._expected):  # the rest is for messages, which right inputs need not wait for
             found = [
                 array
                 for name, dtype, shape in self._expected
@@ -144,11 +144,15 @@ class Model:
             return self._runner
 
     def link(self) -> None:
-        """Do now what `run` would do first, as far as no code is run. For `open`, whose other thread checks the files meanwhile."""
+        """Do now what `run` would do first, as far as no code is run. For `open`, whose other thread checks the files meanwhile.
+
+        What cannot be linked here may still be reported on or saved: `run` says why it cannot be run.
+        """
         from cortado.runtime.loader import linked_code, runs_in_process
 
         if runs_in_process(self._bundle.manifest):
-            self._code = linked_code(self._bundle)
+            with contextlib.suppress(CortadoError):
+                self._code = linked_code(self._bundle)
 
 
 def _check_threads(threads: int) -> None:

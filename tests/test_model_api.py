@@ -106,6 +106,23 @@ def test_save_and_open(model: Model, tmp_path: Path) -> None:
         cortado.open(tmp_path / "again")
 
 
+@here
+def test_what_cannot_be_linked_can_be_opened_and_reported_on(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a system does not let memory be executed."""
+    model.save(tmp_path)
+
+    def refuse(bundle: object) -> None:
+        raise TargetError("not executable here")
+
+    monkeypatch.setattr("cortado.runtime.loader.linked_code", refuse)
+    opened = cortado.open(tmp_path)
+    assert opened.report() == model.report()
+    with pytest.raises(TargetError, match="not executable here"):
+        opened.run(small_feeds())
+
+
 def test_the_report_has_sizes_and_steps(model: Model) -> None:
     report = model.report()
     plain = json.loads(json.dumps(report.to_dict()))

@@ -20,7 +20,7 @@ from cortado.compiler.graph import Node
 from cortado.compiler.kernels.quantized_depthwise_driver import RowsDriver, depthwise_call, serves_rows
 from cortado.compiler.kernels.quantized_sums import choose_dot, folded_bias
 from cortado.compiler.kernels.requantize import Requantization, joined, load_bytes, store_some
-from cortado.compiler.lang import F32, INDEX, PTR, Kernel, Type
+from cortado.compiler.lang import INDEX, PTR, Kernel, Type
 from cortado.compiler.program import KernelCall, Operand
 from cortado.compiler.target import Target
 
@@ -211,8 +211,8 @@ def serves_q_quads(node: Node, w: np.ndarray, epilogue: Requantization, target: 
     _, height, width, _ = node.inputs[1].type.shape
     step, left = node.attrs["strides"][0], node.attrs["pads_begin"][1]
     groups = -(-((_output_rows(node) - 1) * step + height) // ROWS)
-    narrow = target.has("round_i32", F32.with_lanes(lanes)) and epilogue.tame and epilogue.rounding == "even"
-    return narrow and not epilogue.residual and groups * width <= HELD and step <= width and left <= width - step
+    narrow = epilogue.converts(target, lanes) and not epilogue.residual
+    return narrow and groups * width <= HELD and step <= width and left <= width - step
 
 
 def _output_rows(node: Node) -> int:

@@ -15,6 +15,7 @@ from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.kernels.epilogue import EpilogueKind
 from cortado.compiler.lang import BYTES, F32, I32, Type
 from cortado.compiler.ops.requantize import q31_multiplier
+from cortado.compiler.target import Target
 
 MAGIC = 12582912.0  # 1.5 * 2^23: adding it rounds to a whole number, half to even, in the last bits of the sum
 MAGIC_BITS = 0x4B400000
@@ -112,9 +113,9 @@ class Requantization(EpilogueKind):
     def stored(self, scalar: str) -> str:
         return "i8"
 
-    def converts(self, k: KernelBuilder, lanes: int) -> bool:
+    def converts(self, target: Target, lanes: int) -> bool:
         """Whether rounding is one instruction, and clamping that of narrowing to bytes."""
-        return self.tame and self.rounding == "even" and k.target.has("round_i32", F32.with_lanes(lanes))
+        return self.tame and self.rounding == "even" and target.has("round_i32", F32.with_lanes(lanes))
 
     def narrowed(self, k: KernelBuilder, acc: Val, rows: Sequence[Val], residual: Val | None) -> Val:
         """The result of each lane, as i32; unclamped and without the zero point where it `converts`.
@@ -131,7 +132,7 @@ class Requantization(EpilogueKind):
             scale = float(np.array(self.beside[0], np.uint32).view(np.float32))
             moved = widened(k, residual, self.signed) - self.beside[1]
             value = value + k.convert(moved, single, "sitofp") * scale
-        if self.converts(k, lanes):
+        if self.converts(k.target, lanes):
             return k.virtual("round_i32", value)
         return rounded_even(k, value, self.zero, self.lo, self.hi)
 
@@ -142,7 +143,7 @@ class Requantization(EpilogueKind):
     def store_rows(self, k: KernelBuilder, places: Sequence[Val], rows: Sequence[Sequence[Val]], count: int) -> None:
         """As `store`, for several places and as many vectors for each. Four vectors, of one row or several, are narrowed at once."""
         lanes = rows[0][0].type.lanes
-        if not self.converts(k, lanes):
+        if not self.converts(k.target, lanes):
             for place, values in zip(places, rows, strict=True):
                 store_bytes(k, place, values, count)
             return
