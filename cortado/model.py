@@ -108,7 +108,8 @@ class Model:
 
     def _checked(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The arrays in the order of the inputs. Everything that is wrong is in one InputError."""
-        if type(feeds) is dict and len(feeds) == len(self._expected):  # the rest is for messages, which right inputs need not wait for
+        # What follows this is for messages, which right inputs need not wait for.
+        if type(feeds) is dict and len(feeds) == len(self._expected):
             found = [
                 array
                 for name, dtype, shape in self._expected
