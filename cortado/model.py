@@ -46,7 +46,7 @@ class Model:
         self.name = manifest.name
         self.inputs: dict[str, TensorInfo] = dict(manifest.inputs)
         self._expected = [(name, NUMPY_DTYPE[info.dtype], info.shape) for name, info in manifest.inputs]
-        self._output_names = [name for name, _ in manifest.outputs]
+        self._output_names = [(number, name) for number, (name, _) in enumerate(manifest.outputs)]
         self._counts = {name: info.count for name, info in manifest.outputs if info.count is not None}
         self.outputs: dict[str, TensorInfo] = {n: info for n, info in manifest.outputs if n not in self._counts.values()}
         self.quantization = manifest.quantization
@@ -59,9 +59,13 @@ class Model:
         does not depend on it. A library for another machine runs in an emulator, on one thread.
         Raises InputError for other names, dtypes or shapes, TargetError where the library cannot run here.
         """
-        _check_threads(threads)
-        arrays = self._checked(feeds)
-        results = dict(zip(self._output_names, self._get_runner().run(arrays, threads), strict=True))
+        if threads != 1:
+            _check_threads(threads)
+        runner = self._runner or self._get_runner()
+        arrays = runner.run(self._checked(feeds), threads)
+        results = {}
+        for number, name in self._output_names:
+            results[name] = arrays[number]
         return cut_rows(results, self._counts) if self._counts else results
 
     def profile(self, feeds: Mapping[str, np.ndarray], runs: int | None = None, threads: int = 1) -> Profile:
@@ -110,12 +114,13 @@ class Model:
         """The arrays in the order of the inputs. Everything that is wrong is in one InputError."""
         # What follows this is for messages, which right inputs need not wait for.
         if type(feeds) is dict and len(feeds) == len(self._expected):
-            found = [
-                array
-                for name, dtype, shape in self._expected
-                if type(array := feeds.get(name)) is np.ndarray and array.dtype == dtype and array.shape == shape
-            ]
-            if len(found) == len(feeds):
+            found = []
+            for name, dtype, shape in self._expected:
+                array = feeds.get(name)
+                if type(array) is not np.ndarray or array.dtype != dtype or array.shape != shape:
+                    break
+                found.append(array)
+            else:
                 return found
         if not isinstance(feeds, Mapping):
             raise InputError(
@@ -137,8 +142,6 @@ class Model:
         return arrays
 
     def _get_runner(self) -> Runner:
-        if self._runner is not None:
-            return self._runner
         with self._lock:
             if self._runner is None:
                 self._runner = _new_runner(self._bundle, self._code)

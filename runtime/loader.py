@@ -155,34 +155,42 @@ class _Slot:
 
     def __init__(self, arena: np.ndarray, manifest: Manifest) -> None:
         self.arena, self.arena_address = arena, arena.ctypes.data
-        self._output_infos = [info for _, info in manifest.outputs]
-        self._inputs = [_place(info) for _, info in manifest.inputs]
-        self._outputs = [_place(info) for info in self._output_infos]
-        self.ins, self.outs = _pointers(self._inputs), _pointers(self._outputs)
+        infos = [info for _, info in manifest.outputs]
+        inputs, outputs = [_place(info) for _, info in manifest.inputs], [_place(info) for info in infos]
+        self.ins, self.outs = _pointers(inputs), _pointers(outputs)
         self.ins_address, self.outs_address = ctypes.addressof(self.ins), ctypes.addressof(self.outs)
+        self._places = [(number, place) for number, place in enumerate(inputs) if place is not None]
+        self._large_inputs = [number for number, place in enumerate(inputs) if place is None]
+        self._results = [place for place in outputs if place is not None]
+        self._large_outputs = [(number, info) for number, info in enumerate(infos) if outputs[number] is None]
         self._given: list[np.ndarray] = []
-        self._results: list[np.ndarray] = []
+        self._made: list[tuple[int, np.ndarray]] = []
 
     def give(self, inputs: Sequence[np.ndarray]) -> None:
         """Point to these inputs and to new outputs."""
-        for number, (array, place) in enumerate(zip(inputs, self._inputs, strict=True)):
-            if place is not None:
-                place[...] = array
-                continue
+        for number, place in self._places:
+            place[...] = inputs[number]
+        for number in self._large_inputs:
+            array = inputs[number]
             if not array.flags.carray:
                 array = np.require(array, requirements=["C", "A"])
             self._given.append(array)
             self.ins[number] = _address(array)
-        for number, place in enumerate(self._outputs):
-            if place is None:
-                self._results.append(_new_output(self._output_infos[number]))
-                self.outs[number] = _address(self._results[-1])
+        for number, info in self._large_outputs:
+            array = _new_output(info)
+            self._made.append((number, array))
+            self.outs[number] = _address(array)
 
     def take(self) -> list[np.ndarray]:
         """The outputs, as arrays of their own; nothing of the call is kept."""
-        large = iter(self._results)
-        results = [next(large) if place is None else place.copy() for place in self._outputs]
-        self._given, self._results = [], []
+        results = []
+        for place in self._results:
+            results.append(place.copy())
+        if self._made:
+            for number, array in self._made:  # in order, so that each finds its position
+                results.insert(number, array)
+            self._made.clear()
+        self._given.clear()
         return results
 
 
