@@ -316,7 +316,8 @@ def test_a_transposed_convolution_of_integers_is_one_operator() -> None:
         operator("Int8GivenTensorFill", [], ["w"], shape=[6, 2, 3, 4], values=weights.tobytes(), Y_scale=0.25, Y_zero_point=9),
         operator("Int8GivenIntTensorFill", [], ["b"], shape=[4], values=[1, 2, 3, 4], Y_scale=0.125, Y_zero_point=0),
         operator(
-            "Int8ConvTranspose", ["q", "w", "b"], ["y"], order="NHWC", kernel_h=2, kernel_w=3, stride=2, pads=[0, 1, 1, 2], adj=1, Y_scale=8.0, Y_zero_point=7,
+            "Int8ConvTranspose", ["q", "w", "b"], ["y"], order="NHWC", kernel_h=2, kernel_w=3, stride=2, pads=[0, 1, 1, 2], adj=1,
+            Y_scale=8.0, Y_zero_point=7,
         ),
         inputs=("x",),
     )  # fmt: skip
