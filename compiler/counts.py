@@ -28,7 +28,10 @@ class Rows:
 _BROADCASTING = frozenset(ELEMENTWISE) | {
     "pointwise", "where", "cast", "broadcast_to", "quantize", "dequantize", "q_table", "q_add", "q_mul",
 }  # fmt: skip
-_PER_IMAGE = frozenset("conv q_conv conv_transpose max_pool average_pool q_average_pool resize_nearest resize_bilinear".split())
+_LAYERS = frozenset({"conv", "conv_transpose", "fc", "q_conv", "q_conv_transpose", "q_fc"})
+_PER_IMAGE = frozenset(
+    "conv q_conv conv_transpose q_conv_transpose max_pool average_pool q_average_pool resize_nearest resize_bilinear".split()
+)
 _PER_ROW = frozenset({"batch_norm", "lrn", "fc", "q_fc"})  # each row of all axes but the last by itself
 _ALONG = frozenset({"softmax", "q_softmax", "arg_max", "arg_min", "top_k"})  # one axis mixes
 _REDUCTIONS = frozenset({"reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "q_mean"})
@@ -107,7 +110,7 @@ def _passed_on(node: Node, inputs: Sequence[Rows | None]) -> Rows | None:
     if first is None:
         return None
     if any(inputs[1:]):  # a residual
-        return _agreed(inputs) if node.op in ("conv", "fc") else None
+        return _agreed(inputs) if node.op in _LAYERS else None
     return _of_one(node, first)
 
 

@@ -116,6 +116,13 @@ def shapes() -> Iterator[tuple[str, Bad]]:
     yield "whole number for a float", Bad(of_image("LeakyRelu", alpha=1), FormatError, "'alpha' must be a float", inputs=IMAGE)
     yield "pool of nothing", Bad(of_image("MaxPool"), FormatError, "no kernel size", inputs=IMAGE)
     yield "pad beyond the kernel", Bad(of_image("MaxPool", kernel=2, pad=2), FormatError, "below the kernel", inputs=IMAGE)
+    for words, args in (
+        (r"'adj' is \[1,1,1\]; it needs 2 values", {"adjs": [1, 1, 1]}),
+        ("explicit kernels and pads", {"legacy_pad": 1}),
+    ):
+        deconv = conv(**args)
+        deconv["source"] = net(operator("ConvTranspose", ["x", "w", "b"], ["y"], kernel=3, **args), inputs=("x", "w", "b"))
+        yield f"transposed convolution, {words}", Bad(**deconv, error=FormatError, words=words)
     fc = net(operator("FC", ["x", "w", "b"], ["y"]), inputs=("x", "w", "b"))
     arrays = {"w": np.zeros((5, 7), np.float32), "b": np.zeros(5, np.float32)}
     yield "weights of another layer", Bad(fc, ShapeError, r"\[5,7\] take 7 inputs", init=arrays, inputs=IMAGE)

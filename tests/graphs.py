@@ -61,6 +61,17 @@ class Net:
         attrs = {**STEPS, "pads_begin": (pad, pad), "pads_end": (pad, pad), "group": group, "epilogue": epilogue, **more}
         return self.op("conv", *inputs, name=name, **attrs)
 
+    def conv_transpose(
+        self, x: Value, outputs: int, kernel: int, stride: int, pad: int = 0, group: int = 1, name: str | None = None, **more: Any
+    ) -> Value:
+        """Channels last, two spatial axes, with a bias."""
+        inputs = x, self.weights(outputs, kernel, kernel, x.shape[-1] // group), self.weights(outputs)
+        attrs: dict[str, Any] = {
+            "strides": (stride,) * 2, "pads_begin": (pad,) * 2, "pads_end": (pad,) * 2, "output_padding": (0, 0), "group": group,
+            "epilogue": (("bias",),), **more,
+        }  # fmt: skip
+        return self.op("conv_transpose", *inputs, name=name, **attrs)
+
     def conv_first(self, x: Value, outputs: int, kernel: int = 1, **more: Any) -> Value:
         """Channels first, as an importer writes it."""
         return self.to_first(self.conv(self.to_last(x), outputs, kernel, **more))

@@ -11,6 +11,7 @@ import pytest
 import cortado
 from cortado.compiler.graph import Graph, Node
 from cortado.compiler.reference import run_graph
+from cortado.compiler.types import Quant
 from cortado.proto.caffe2 import NetDef, Operator, format_net, operator, serialize_net
 
 RNG = np.random.default_rng(5)
@@ -305,3 +306,26 @@ def test_weights_are_copied_from_the_users_arrays() -> None:
     graph = cortado.load(CONV, init={"w": WEIGHTS["w"], "b": bias}, inputs={"data": (1, 3, 8, 8)})
     bias[:] = 100
     assert np.array_equal(by_name(graph)["b"].attrs["value"], WEIGHTS["b"])
+
+
+def test_a_transposed_convolution_of_integers_is_one_operator() -> None:
+    """Its filter [C, KH, KW, M] is turned when it is read, and keeps its scale."""
+    weights = np.arange(6 * 2 * 3 * 4, dtype=np.uint8).reshape(6, 2, 3, 4)
+    source = net(
+        operator("Int8Quantize", ["x"], ["q"], Y_scale=0.5, Y_zero_point=100),
+        operator("Int8GivenTensorFill", [], ["w"], shape=[6, 2, 3, 4], values=weights.tobytes(), Y_scale=0.25, Y_zero_point=9),
+        operator("Int8GivenIntTensorFill", [], ["b"], shape=[4], values=[1, 2, 3, 4], Y_scale=0.125, Y_zero_point=0),
+        operator(
+            "Int8ConvTranspose", ["q", "w", "b"], ["y"], order="NHWC", kernel_h=2, kernel_w=3, stride=2, pads=[0, 1, 1, 2], adj=1,
+            Y_scale=8.0, Y_zero_point=7,
+        ),
+        inputs=("x",),
+    )  # fmt: skip
+    graph = cortado.load(source, inputs={"x": (1, 4, 5, 6)})
+    assert [node.op for node in graph.nodes() if node.op not in ("input", "constant")] == ["quantize", "q_conv_transpose"]
+    node = by_name(graph)["y"]
+    assert np.array_equal(node.inputs[1].constant, weights.transpose(3, 1, 2, 0))
+    assert node.inputs[1].type.quant == Quant((0.25,), (9,))
+    window = {name: node.attrs[name] for name in ("strides", "pads_begin", "pads_end", "output_padding", "group")}
+    assert window == {"strides": (2, 2), "pads_begin": (0, 1), "pads_end": (1, 2), "output_padding": (1, 1), "group": 1}
+    assert node.types[0].shape == (1, 8, 9, 4) and node.attrs["rounding"] == "qnnpack"

@@ -12,7 +12,8 @@ from native import runnable_targets
 from cortado.backends.targets import find_target
 from cortado.compiler.graph import Graph, constant, graph_input
 from cortado.compiler.interpret import run_program
-from cortado.compiler.kernels.conv_transpose import lower_conv_transpose, phases
+from cortado.compiler.kernels.conv_transpose import lower_conv_transpose
+from cortado.compiler.kernels.phases import phases
 from cortado.compiler.lower import lower
 from cortado.compiler.ops import make
 from cortado.compiler.optimize import optimize

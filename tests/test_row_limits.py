@@ -139,10 +139,13 @@ def quantized_cases() -> list[Any]:
     out = result(0.4, 100, "uint8")
     table = RNG.integers(0, 256, 256).astype(np.uint8)
     pool = {"kernel": (5, 4), **window(2), "count_include_pad": True}
+    steps = {"strides": (2, 2), "pads_begin": (1, 1), "pads_end": (1, 1), "output_padding": (0, 0)}
     return [
         ("q_conv", [image, *filters(12, 3, 3, 8)], {**window(2, pads=1), "group": 1, **out}, (1, 2)),
         ("q_conv", [image, *filters(8, 3, 3, 4)], {**window(2, pads=1), "group": 2, **out}, (1, 2)),
         ("q_conv", [image, *filters(8, 3, 3, 1)], {**window(2, pads=1), "group": 8, **out}, (1, 2)),
+        ("q_conv_transpose", [image, *filters(6, 4, 4, 8)], {**steps, "group": 1, **out}, (1, 2)),
+        ("q_conv_transpose", [image, *filters(8, 2, 2, 1)], {**steps, "group": 8, **out}, (1, 2)),
         ("q_fc", [rows, *filters(20, 12)], out, (1, 2)),
         ("q_table", [rows], {"table": table, "quant": Q, "dtype": "uint8"}, ()),
         ("q_mean", [image], {"axes": (1, 2), "keepdims": False, **out}, ()),
@@ -152,7 +155,7 @@ def quantized_cases() -> list[Any]:
 
 
 @pytest.mark.parametrize("bits", [0, 128, 256])
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", range(10))
 def test_quantized_kernels_stop_as_well(number: int, bits: int) -> None:
     op, inputs, attrs, constants = quantized_cases()[number]
     node = make_q(op, inputs, attrs, constants)

@@ -153,7 +153,8 @@ class Call:
         if key not in self.scope.moved:
             if x.constant is not None:
                 name = self.scope.helper(f"{x.node.name}/{suffix}")
-                self.scope.moved[key] = constant(x.constant.transpose(perm), name, x.node.origin, x.type.dtype)
+                (kind,) = infer_types("transpose", (x,), {"perm": perm})
+                self.scope.moved[key] = constant(x.constant.transpose(perm), name, x.node.origin, kind.dtype, kind.quant)
             else:
                 self.scope.moved[key] = self.helper("transpose", (x,), suffix, {"perm": perm})
         return self.scope.moved[key]

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from cortado.compiler.graph import Value, constant
+from cortado.compiler.graph import Value
 from cortado.compiler.importers.caffe2_call import FIRST, FLOAT32, Call, OpSpec
-from cortado.compiler.importers.caffe2_window import SAME, read_window
+from cortado.compiler.importers.caffe2_window import SAME, read_transposed, read_window
 from cortado.compiler.ops.checks import show
 from cortado.compiler.types import Quant
 from cortado.errors import FormatError, ShapeError, UnsupportedError
@@ -118,46 +118,16 @@ def _fully_connected(call: Call) -> Results:
 
 
 def _transposed_convolution(call: Call) -> Results:
-    """As a convolution that makes the s * s outputs between neighbouring inputs as channels, which then take their places."""
+    """Filter [C, KH, KW, M], one group whatever `group` says."""
     _products(call)
     nhwc_image(call)
-    window, x, w = read_window(call.args), call.x, call.inputs[1]
-    filters, bias = w.constant, call.inputs[2].constant
-    if filters is None or bias is None:
-        raise UnsupportedError("the filter and the bias of a quantized transposed convolution must be constants")
+    (window, attrs), x, w = read_transposed(call.args), call.x, call.inputs[1]
     if len(w.shape) != 4 or w.shape[0] != x.shape[-1] or w.shape[1:3] != window.kernel:
         wanted = f"[{x.shape[-1]},{','.join(map(str, window.kernel))},outputs]"
         raise ShapeError(f"the filter '{call.operator.inputs[1]}' is {show(w.shape)}; it must be {wanted}")
     call.shape(2, (w.shape[-1],), "bias")
-    strides, outputs = window.strides, w.shape[-1]
-    adjs = call.args.integers("adjs") or (call.args.integer("adj", 0),) * 2
-    adjs = tuple(call.args.integer(name, default) for name, default in zip(("adj_h", "adj_w"), adjs, strict=True))
-    sizes = [(n - 1) * s + k + more for n, s, k, more in zip(x.shape[1:3], strides, window.kernel, adjs, strict=True)]
-    stops = [size - tail for size, tail in zip(sizes, window.pads[2:], strict=True)]
-    if any(stop <= head for stop, head in zip(stops, window.pads, strict=False)):
-        raise ShapeError(f"pads {show(window.pads)} leave nothing of an output of {show(sizes)}")
-    phases = _phase_filters(filters, strides, input_quant(call, 1).zero_points[0])
-    taps, cells = phases.shape[1:3], [-(-size // s) for size, s in zip(sizes, strides, strict=True)]
-    attrs = {
-        "strides": (1, 1), "dilations": (1, 1), "group": 1, "pads_begin": tuple(t - 1 for t in taps),
-        "pads_end": tuple(c - n for c, n in zip(cells, x.shape[1:3], strict=True)), **_result(call),
-    }  # fmt: skip
-    packed = constant(phases, call.scope.helper(f"{call.names[0]}/phases"), (call.operator.label,), quant=w.type.quant)
-    biases = call.side(np.tile(bias, math.prod(strides)), "biases")
-    y = call.helper("q_conv", (x, packed, biases), "cells", attrs)
-    y = call.reshaped(y, (x.shape[0], *cells, *strides, outputs), "split")
-    y = call.transposed(y, (0, 1, 3, 2, 4, 5), "woven")
-    y = call.reshaped(y, (x.shape[0], cells[0] * strides[0], cells[1] * strides[1], outputs), "whole")
-    return (call.node("slice", (y,), {"starts": (0, *window.pads[:2], 0), "stops": (x.shape[0], *stops, outputs)}),)
-
-
-def _phase_filters(w: np.ndarray, strides: Sequence[int], zero: int) -> np.ndarray:
-    """w[C,KH,KW,M] -> [SH*SW*M,TH,TW,C]: for each place between inputs the taps that reach it, last ones first."""
-    taps = [-(-k // s) for k, s in zip(w.shape[1:3], strides, strict=True)]
-    room = [(0, t * s - k) for t, s, k in zip(taps, strides, w.shape[1:3], strict=True)]
-    padded = np.pad(w, [(0, 0), *room, (0, 0)], constant_values=zero)
-    split = padded.reshape(w.shape[0], taps[0], strides[0], taps[1], strides[1], w.shape[-1])[:, ::-1, :, ::-1]
-    return np.ascontiguousarray(split.transpose(2, 4, 5, 1, 3, 0)).reshape(-1, *taps, w.shape[0])
+    inputs = x, call.transposed(w, (3, 1, 2, 0), "filter"), call.inputs[2]
+    return (call.node("q_conv_transpose", inputs, {**attrs, "group": 1, **_result(call)}),)
 
 
 def _add(relu: bool) -> Callable[[Call], Results]:

@@ -9,9 +9,8 @@ from types import MappingProxyType
 import numpy as np
 
 from cortado.compiler.graph import Value
-from cortado.compiler.importers.caffe2_args import Args
 from cortado.compiler.importers.caffe2_call import FLOAT32, Call, OpSpec
-from cortado.compiler.importers.caffe2_window import read_window
+from cortado.compiler.importers.caffe2_window import read_transposed, read_window
 from cortado.compiler.ops.checks import show
 from cortado.compiler.ops.window import output_shape
 from cortado.errors import FormatError, ShapeError, UnsupportedError
@@ -32,32 +31,15 @@ def _conv_transpose(call: Call) -> Results:
     call.dtype(FLOAT32)
     first = call.channels_first()
     _image(call)
-    window = read_window(call.args)
-    if window.legacy or window.whole:
-        raise FormatError("ConvTranspose takes explicit kernels and pads, neither legacy_pad nor global_pooling")
-    group, rank = call.args.integer("group", 1), len(window.kernel)
+    window, attrs = read_transposed(call.args)
+    group = call.args.integer("group", 1)
     w = _transposed_filter(call, first, group, window.kernel)
     inputs = [call.channels_last(call.x, first), w]
     if len(call.inputs) == 3 and not call.args.flag("no_bias"):
         call.shape(2, (w.shape[0],), "bias")
         inputs.append(call.inputs[2])
-    attrs = {
-        "strides": window.strides, "pads_begin": window.pads[:rank], "pads_end": window.pads[rank:],
-        "output_padding": _adjustment(call.args, rank), "group": group, "epilogue": (("bias",),) * (len(inputs) - 2),
-    }  # fmt: skip
+    attrs = {**attrs, "group": group, "epilogue": (("bias",),) * (len(inputs) - 2)}
     return (call.in_order(call.node("conv_transpose", inputs, attrs), first),)
-
-
-def _adjustment(args: Args, rank: int) -> tuple[int, ...]:
-    values = args.integers("adjs")
-    if args.has("adj"):
-        values = (*values, *(args.integer("adj", 0),) * rank)[:rank]
-    elif args.has("adj_h", "adj_w"):
-        values = (*values, args.integer("adj_h", 0), args.integer("adj_w", 0))
-    values = values or (0,) * rank
-    if len(values) != rank:
-        raise FormatError(f"'adj' is {show(values)}; it needs {rank} values, one for each axis of the kernel")
-    return values
 
 
 def _transposed_filter(call: Call, first: bool, group: int, kernel: Sequence[int]) -> Value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cortado.compiler.importers.caffe2_args import Args
 from cortado.compiler.ops.checks import show
@@ -110,4 +111,26 @@ def _spelled(args: Args, many: str, one: str, each: tuple[str, ...]) -> tuple[in
         return (*values, *(single,) * len(each))[: len(each)]
     if args.has(*each):
         return (*values, *(args.integer(name, 0) for name in each))
+    return values
+
+
+def read_transposed(args: Args) -> tuple[Window, dict[str, Any]]:
+    """Of a transposed convolution: its window, and the graph operator's attributes strides, pads_begin, pads_end, output_padding."""
+    window = read_window(args)
+    if window.legacy or window.whole:
+        raise FormatError("a transposed convolution takes explicit kernels and pads, neither legacy_pad nor global_pooling")
+    rank = len(window.kernel)
+    pads = {"pads_begin": window.pads[:rank], "pads_end": window.pads[rank:]}
+    return window, {"strides": window.strides, **pads, "output_padding": _adjustment(args, rank)}
+
+
+def _adjustment(args: Args, rank: int) -> tuple[int, ...]:
+    values = args.integers("adjs")
+    if args.has("adj"):
+        values = (*values, *(args.integer("adj", 0),) * rank)[:rank]
+    elif args.has("adj_h", "adj_w"):
+        values = (*values, args.integer("adj_h", 0), args.integer("adj_w", 0))
+    values = values or (0,) * rank
+    if len(values) != rank:
+        raise FormatError(f"'adj' is {show(values)}; it needs {rank} values, one for each axis of the kernel")
     return values

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ def lower_q_conv(
         if choice is not None:
             raise ValueError("it is depthwise")
         return lower_q_depthwise(node, ins, outs, centred_weights(node), requantization(node), target)
-    return _contraction("q_conv", node, q_conv_sums(node, ins, outs, target, larger), target, choice)
+    return lower_q_sums("q_conv", node, q_conv_sums(node, ins, outs, target, larger), target, choice)
 
 
 def lower_q_fc(
@@ -88,7 +88,7 @@ def lower_q_fc(
     """x[...,K], w[O,K], bias[O], perhaps a residual -> out[...,O]; int8 and uint8. choice: as of lower_q_conv."""
     if outs[0].type.size == 0:
         return []
-    return _contraction("q_fc", node, q_fc_sums(node, ins, outs, target), target, choice)
+    return lower_q_sums("q_fc", node, q_fc_sums(node, ins, outs, target), target, choice)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,6 @@ class Sums:
     """A layer as tiles see it. w: without zero points. outputs: channels of a group."""
 
     staged: Staged
-    dot: Dot
     core: Core
     w: np.ndarray
     geometry: Geometry
@@ -104,23 +103,30 @@ class Sums:
     outputs: int
 
 
-def q_conv_sums(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, larger: bool) -> Sums:
-    """Of a q_conv that is not depthwise. larger: as of `lower_q_conv`."""
+def q_conv_sums(
+    node: Node,
+    ins: Sequence[Operand],
+    outs: Sequence[Operand],
+    target: Target,
+    larger: bool = False,
+    staged: Staged | None = None,
+) -> Sums:
+    """Of a q_conv that is not depthwise. larger: as of `lower_q_conv`. staged: its input, where that has been brought into form."""
     x, out, group = ins[0], outs[0], node.attrs["group"]
     outputs, rank = out.shape[-1] // group, len(x.shape) - 2
-    w, zero = centred_weights(node), scale_of(node.inputs[0].type)[1]
-    dot = choose_dot(node, w, target)
-    if larger and serves_patches(node, dot, target):
-        return _patched(node, ins, outs, dot, w, target)
-    begin, end = (0, *node.attrs["pads_begin"]), (0, *node.attrs["pads_end"])
-    staged = stage(x, zero, group, dot, begin, end, target)
-    attrs: Mapping[str, Any] = node.attrs
-    if staged.padded:
-        attrs = {**attrs, "pads_begin": tuple(min(b, 0) for b in begin[1:]), "pads_end": tuple(min(e, 0) for e in end[1:])}
+    w = centred_weights(node)
+    if staged is None:
+        zero, dot = scale_of(node.inputs[0].type)[1], choose_dot(node, w, target)
+        if larger and serves_patches(node, dot, target):
+            return _patched(node, ins, outs, dot, w, target)
+        staged = stage(x, zero, group, dot, (0, *node.attrs["pads_begin"]), (0, *node.attrs["pads_end"]), target)
+    attrs: dict[str, Any] = dict(node.attrs)
+    for i, name in enumerate(("pads_begin", "pads_end")):  # what is still to be done
+        attrs[name] = tuple(pad - around[i] for pad, around in zip(attrs[name], staged.around[1:], strict=True))
     beside = ins[3] if len(ins) == 4 else None
     geometry = conv_geometry(staged.words, out, beside, w.shape[1 : 1 + rank], staged.channels, attrs)
     groups = (GroupAxis(group, staged.channels, 1, outputs, outputs),) if group > 1 else ()
-    return _sums(staged, dot, w, geometry, groups, outputs, target)
+    return _sums(staged, w, geometry, groups, outputs, target)
 
 
 def _patched(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], dot: Dot, w: np.ndarray, target: Target) -> Sums:
@@ -129,7 +135,7 @@ def _patched(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], dot: D
     attrs = {"group": 1, "strides": (1, 1), "dilations": (1, 1), "pads_begin": (0, 0), "pads_end": (0, 0)}
     beside = ins[3] if len(ins) == 4 else None
     geometry = conv_geometry(staged.words, outs[0], beside, (1, 1), staged.channels, attrs)
-    return _sums(staged, dot, w.reshape(len(w), 1, 1, -1), geometry, (), len(w), target)
+    return _sums(staged, w.reshape(len(w), 1, 1, -1), geometry, (), len(w), target)
 
 
 def q_fc_sums(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> Sums:
@@ -140,18 +146,17 @@ def q_fc_sums(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targe
     staged = stage(x, zero, 1, dot, nothing, nothing, target)
     geometry, apart = rows_geometry(staged.words, out, ins[3] if len(ins) == 4 else None, staged.channels)
     groups = tuple(GroupAxis(axis.outputs, axis.in_stride, 0, axis.out_stride, axis.residual_stride) for axis in apart)
-    return _sums(staged, dot, w, geometry, groups, out.shape[-1], target)
+    return _sums(staged, w, geometry, groups, out.shape[-1], target)
 
 
-def _sums(
-    staged: Staged, dot: Dot, w: np.ndarray, geometry: Geometry, groups: tuple[GroupAxis, ...], outputs: int, target: Target
-) -> Sums:
-    dot = replace(dot, flip=staged.flip)
-    return Sums(staged, dot, dot_core(target, dot), w, geometry, groups, outputs)
+def _sums(staged: Staged, w: np.ndarray, geometry: Geometry, groups: tuple[GroupAxis, ...], outputs: int, target: Target) -> Sums:
+    return Sums(staged, dot_core(target, staged.dot), w, geometry, groups, outputs)
 
 
-def _contraction(family: str, node: Node, sums: Sums, target: Target, choice: Direct | None) -> list[KernelCall]:
-    staged, dot, core, w = sums.staged, sums.dot, sums.core, sums.w
+def lower_q_sums(family: str, node: Node, sums: Sums, target: Target, choice: Direct | None = None) -> list[KernelCall]:
+    """The node's kernels. family: how the first part of their name begins. choice: as of `lower_q_conv`."""
+    staged, core, w = sums.staged, sums.core, sums.w
+    dot = staged.dot
     geometry, groups, outputs = sums.geometry, sums.groups, sums.outputs
     panels = choose_panels(core, outputs, geometry.width.outputs, geometry.depth_of_sum, choice)
     count = math.prod(axis.count for axis in groups)

@@ -62,7 +62,7 @@ def patches(node: Node, x: Operand, out: Operand, dot: Dot, target: Target) -> S
     kernel, tasks = plan.record(target)
     operand = Operand(TensorType(shape, "int32"), contiguous_strides(shape))
     calls = [*image.calls, KernelCall(kernel, (image.ref, scratch), tasks, tasks)]
-    return Staged(calls, scratch, operand, words, False, True)
+    return Staged(calls, scratch, operand, words, image.dot, ((0, 0),) * 3)
 
 
 @dataclass(frozen=True)

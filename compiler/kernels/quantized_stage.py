@@ -7,7 +7,7 @@ pads, an image with the padding around it, whose cells hold the zero point.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from cortado.compiler.builder import KernelBuilder, Val
@@ -26,15 +26,16 @@ BYTES_AT_ONCE = 16  # that one instruction puts in any order on all targets with
 class Staged:
     """The input as the tiles read it. words: its operand, counted in 32-bit words, channels of groups one after another.
 
-    calls: what makes it. channels: words of one group. flip: whether the tiles must flip the bytes' signs. pads: still to do.
+    calls: what makes it. channels: words of one group. dot: how the tiles multiply it. around: cells of padding that it has before and
+    after each axis but the last.
     """
 
     calls: list[KernelCall]
     ref: Ref
     words: Operand
     channels: int
-    flip: bool
-    padded: bool
+    dot: Dot
+    around: tuple[tuple[int, int], ...]
 
 
 def stage(x: Operand, zero: int, groups: int, dot: Dot, begin: Sequence[int], end: Sequence[int], target: Target) -> Staged:
@@ -46,15 +47,16 @@ def stage(x: Operand, zero: int, groups: int, dot: Dot, begin: Sequence[int], en
     if direct and all(s % unit == 0 for d, s in zip(x.shape[:-1], x.strides, strict=False) if d > 1):
         shape = (*x.shape[:-1], groups * words)
         operand = Operand(TensorType(shape, "int32"), (*(s // unit for s in x.strides[:-1]), 1))
-        return Staged([], Ref("input", 0), operand, words, signed, False)
+        return Staged([], Ref("input", 0), operand, words, replace(dot, flip=signed), ((0, 0),) * len(begin))
     padding = dot.name == "dot4" and pads
-    around = [(max(b, 0), max(e, 0)) if padding else (0, 0) for b, e in zip(begin, end, strict=True)]
+    around = tuple((max(b, 0), max(e, 0)) if padding else (0, 0) for b, e in zip(begin, end, strict=True))
     outer = [n + b + e for n, (b, e) in zip(x.shape[:-1], around, strict=True)]
     shape = (*outer, groups * words)
     scratch = Ref("scratch", nbytes=prod(shape) * 4)
     kernel, tasks = _Stager(x, zero, signed, groups, inside, words * unit, dot, around, outer, target).record()
     operand = Operand(TensorType(shape, "int32"), contiguous_strides(shape))
-    return Staged([KernelCall(kernel, (Ref("input", 0), scratch), tasks, tasks)], scratch, operand, words, False, padding)
+    call = KernelCall(kernel, (Ref("input", 0), scratch), tasks, tasks)
+    return Staged([call], scratch, operand, words, replace(dot, flip=False), around)
 
 
 def padded_image(x: Operand, zero: int, dot: Dot, around: Sequence[tuple[int, int]], slack: int, target: Target) -> Staged:
@@ -69,7 +71,8 @@ def padded_image(x: Operand, zero: int, dot: Dot, around: Sequence[tuple[int, in
     kernel, tasks = _Stager(x, zero, signed, 1, channels, channels, dot, around, outer, target).record()
     shape = (*outer, channels)
     operand = Operand(TensorType(shape, "int8" if unit == 1 else "int16"), contiguous_strides(shape))
-    return Staged([KernelCall(kernel, (Ref("input", 0), scratch), tasks, tasks)], scratch, operand, channels, False, True)
+    call = KernelCall(kernel, (Ref("input", 0), scratch), tasks, tasks)
+    return Staged([call], scratch, operand, channels, replace(dot, flip=False), tuple(around))
 
 
 class _Stager:

@@ -16,6 +16,13 @@ from cortado.compiler.types import TensorType
 
 Types = Sequence[TensorType]
 Arrays = Sequence[np.ndarray]
+TRANSPOSED_ATTRS = {
+    "strides": "distance of neighbouring input cells in the output, per spatial axis",
+    "pads_begin": "output cells cut off before each spatial axis; negative adds zeros",
+    "pads_end": "output cells cut off after each spatial axis; negative adds zeros",
+    "output_padding": "additional output cells after each spatial axis, before the cut",
+    "group": "independent groups of channels",
+}
 
 
 def conv_transpose_shape(x: tuple[int, ...], w: tuple[int, ...], attrs: Attrs) -> tuple[int, ...]:
@@ -47,10 +54,8 @@ def _whole(x: tuple[int, ...], w: tuple[int, ...], attrs: Attrs) -> list[int]:
     return [(n - 1) * s + k + more for n, k, s, _, _, more in _geometry(x, w, attrs)]
 
 
-def _infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    require(len(types) >= 2, f"takes an input and a filter, got {len(types)} inputs")
-    x, w = types[:2]
-    one_of(same_dtype(types[:2]), PRODUCTS)
+def transposed_shape(x: TensorType, w: TensorType, attrs: Attrs) -> tuple[int, ...]:
+    """The output's shape of a transposed convolution of x[N,*S,C] by w[O,*K,C/group]; ShapeError where they do not fit."""
     require(3 <= len(x.shape) <= 5, f"the input {show(x.shape)} has {len(x.shape)} axes; a convolution takes 3, 4 or 5")
     require(len(w.shape) == len(x.shape), f"the filter {show(w.shape)} must have as many axes as the input {show(x.shape)}")
     require(all(k >= 1 for k in w.shape), f"the filter {show(w.shape)} is empty")
@@ -63,14 +68,22 @@ def _infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         f"the filter (outputs, kernel, channels) {show(w.shape)} is made for {w.shape[-1] * group} input channels; "
         f"the input has {channels}" + (f" (group={group})" if group > 1 else ""),
     )
-    out = TensorType(conv_transpose_shape(x.shape, w.shape, attrs), x.dtype)
+    shape = conv_transpose_shape(x.shape, w.shape, attrs)
     bounded(TensorType((x.shape[0], *_whole(x.shape, w.shape, attrs), outputs), x.dtype), "the output before it is cut")
+    return shape
+
+
+def _infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    require(len(types) >= 2, f"takes an input and a filter, got {len(types)} inputs")
+    x, w = types[:2]
+    one_of(same_dtype(types[:2]), PRODUCTS)
+    out = TensorType(transposed_shape(x, w, attrs), x.dtype)
     check_epilogue(attrs["epilogue"], out, types[2:])
     return (out,)
 
 
-def _reference(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
-    x, w = arrays[:2]
+def convolve_transposed(x: np.ndarray, w: np.ndarray, attrs: Attrs) -> np.ndarray:
+    """x[N,*S,C], w[O,*K,C/group] -> [N,*OS,O]: out[i * stride + t - pad] is the sum of x[i] * w[t] over cells i and taps t."""
     strides, group = attrs["strides"], attrs["group"]
     total = np.zeros((x.shape[0], *_whole(x.shape, w.shape, attrs), w.shape[0]), x.dtype)
     parts = x.reshape(*x.shape[:-1], group, x.shape[-1] // group)
@@ -81,27 +94,15 @@ def _reference(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
         spatial = (slice(p, p + (n - 1) * s + 1, s) for p, n, s in zip(position, x.shape[1:-1], strides, strict=True))
         under = (slice(None), *spatial)
         total[under] += product
-    out = crop_and_pad(total, [-p for p in attrs["pads_begin"]], [-p for p in attrs["pads_end"]])
-    return (apply_epilogue(out, attrs["epilogue"], arrays[2:]),)
+    return crop_and_pad(total, [-p for p in attrs["pads_begin"]], [-p for p in attrs["pads_end"]])
 
 
-def _macs(types: Types, attrs: Attrs) -> int:
+def _reference(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
+    return (apply_epilogue(convolve_transposed(arrays[0], arrays[1], attrs), attrs["epilogue"], arrays[2:]),)
+
+
+def transposed_macs(types: Types, attrs: Attrs) -> int:
     return math.prod(types[0].shape[:-1]) * math.prod(types[1].shape)
 
 
-OPS: tuple[Op, ...] = (
-    Op(
-        "conv_transpose",
-        _infer,
-        _reference,
-        {
-            "strides": "distance of neighbouring input cells in the output, per spatial axis",
-            "pads_begin": "output cells cut off before each spatial axis; negative adds zeros",
-            "pads_end": "output cells cut off after each spatial axis; negative adds zeros",
-            "output_padding": "additional output cells after each spatial axis, before the cut",
-            "group": "independent groups of channels",
-            **EPILOGUE_ATTR,
-        },
-        macs=_macs,
-    ),
-)
+OPS: tuple[Op, ...] = (Op("conv_transpose", _infer, _reference, {**TRANSPOSED_ATTRS, **EPILOGUE_ATTR}, macs=transposed_macs),)

@@ -1,4 +1,4 @@
-"""Quantized convolution and fully connected layer, the ways in and out of the integers, and tables. Channels last.
+"""Quantized convolution, plain and transposed, and fully connected layer, the ways in and out of the integers, and tables. Channels last.
 
 s, z: scale and zero point; rhe: round half to even. Every float operation is one IEEE float32 operation, never contracted.
 Arithmetic: ops.requantize.
@@ -13,6 +13,7 @@ import numpy as np
 
 from cortado.compiler.ops.checks import arity, bounded, show
 from cortado.compiler.ops.conv import WINDOW_ATTRS, convolve
+from cortado.compiler.ops.conv_transpose import TRANSPOSED_ATTRS, convolve_transposed, transposed_macs, transposed_shape
 from cortado.compiler.ops.record import Attrs, Op, require
 from cortado.compiler.ops.requantize import (
     RESULT_ATTRS,
@@ -72,7 +73,7 @@ def _dequantize(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     return (((x.astype(np.int32) - zero).astype(np.float32) * scale).reshape(x.shape),)
 
 
-# --- convolution and fully connected ---
+# --- convolutions and fully connected ---
 
 
 def weight_quant(w: TensorType) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +90,7 @@ def weight_quant(w: TensorType) -> tuple[np.ndarray, np.ndarray]:
 
 
 def output_scales(types: Types, attrs: Attrs) -> np.ndarray:
-    """float32[O]: what the accumulators of q_conv or q_fc are multiplied with."""
+    """float32[O]: what the accumulators of a layer are multiplied with."""
     return product_scales(scale_of(types[0])[0], weight_quant(types[1])[0], np.float32(attrs["quant"].scales[0]))
 
 
@@ -100,7 +101,7 @@ def residual_scale(types: Types, attrs: Attrs) -> tuple[np.float32, int]:
 
 
 def _check_products(types: Types, attrs: Attrs, shape: tuple[int, ...]) -> tuple[TensorType, ...]:
-    """What q_conv and q_fc have in common after their shapes."""
+    """What the layers have in common after their shapes."""
     outputs = shape[-1]
     bias = types[2]
     require(bias.dtype == "int32" and bias.shape == (outputs,), f"the bias is {bias}; it must be int32[{outputs}]")
@@ -132,6 +133,13 @@ def _infer_conv(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     padded = [n + b + e for n, b, e in zip(x.shape[1:-1], attrs["pads_begin"], attrs["pads_end"], strict=True)]
     bounded(TensorType((x.shape[0], *padded, channels), x.dtype), "the padded input")
     return _check_products(types, attrs, shape)
+
+
+def _infer_conv_transpose(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    require(len(types) in (3, 4), f"takes an input, a filter, a bias and perhaps a residual, got {len(types)} inputs")
+    x, w = types[:2]
+    scale_of(x)
+    return _check_products(types, attrs, transposed_shape(x, w, attrs))
 
 
 def _infer_fc(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -173,6 +181,11 @@ def _conv(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     scale = float32(float32(sx * sw) / sy). residual: float32(r - zr) * float32(sr / sy), added after the multiplication.
     """
     return _requantized(convolve(*_centred(arrays, attrs["input_types"]), attrs), arrays, attrs)
+
+
+def _conv_transpose(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
+    """As q_conv, over the taps that meet the output cell; one that none meets has the bias."""
+    return _requantized(convolve_transposed(*_centred(arrays, attrs["input_types"]), attrs), arrays, attrs)
 
 
 def _fc(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
@@ -229,6 +242,10 @@ OPS: tuple[Op, ...] = (
     Op(
         "q_conv", _infer_conv, _conv, {**WINDOW_ATTRS, "group": "independent groups of channels", **RESULT_ATTRS},
         exact=True, portable=True, takes_types=True, macs=_conv_macs,
+    ),
+    Op(
+        "q_conv_transpose", _infer_conv_transpose, _conv_transpose, {**TRANSPOSED_ATTRS, **RESULT_ATTRS},
+        exact=True, portable=True, takes_types=True, macs=transposed_macs,
     ),
     Op("q_fc", _infer_fc, _fc, RESULT_ATTRS, exact=True, portable=True, takes_types=True, macs=_fc_macs),
     Op(

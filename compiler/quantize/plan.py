@@ -10,7 +10,7 @@ import numpy as np
 from cortado.compiler.graph import Graph, Node, Value
 from cortado.compiler.ops.elementwise import UNARY
 
-LAYERS = ("conv", "fc")
+LAYERS = ("conv", "conv_transpose", "fc")
 CLAMPS = ("relu", "clip")
 MOVES = ("max_pool", "reshape", "transpose", "concat", "slice", "pad", "tile", "resize_nearest", "gather", "broadcast_to")
 SUMS = ("average_pool", "reduce_mean")
@@ -45,7 +45,7 @@ class Plan:
 
 
 def is_layer(node: Node) -> bool:
-    """A convolution or fully connected layer in float32 whose weights and bias are constants, with at most a clamp as activation."""
+    """A layer in float32 whose weights and bias are constants, with at most a clamp as activation."""
     if node.op not in LAYERS or node.types[0].dtype != "float32" or node.inputs[1].constant is None:
         return False
     kinds = [entry[0] for entry in node.attrs["epilogue"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,13 +72,16 @@ def quantized_layer(layer: Node, x_scale: float, y_scale: float, moved: np.ndarr
 def weight_error_bias(layer: Node, mean: np.ndarray) -> np.ndarray:
     """float64[O]: what must be added to the bias so that rounding the weights leaves the mean result where it was.
 
-    mean: float64[C], of the layer's input by channel. Cells outside the image are taken as cells of the mean.
+    mean: float64[C], of the layer's input by channel. Cells outside the image are taken as cells of the mean. Every cell of a transposed
+    convolution's result meets the taps of one phase of the strides, on average one part in their product.
     """
     weights = layer.inputs[1].node.attrs["value"].astype(np.float64)
     scales = weight_scales(weights)
     column = scales.astype(np.float64).reshape(-1, *(1,) * (weights.ndim - 1))
     error = rounded_weights(weights, scales) * column - weights
     cells = error.reshape(error.shape[0], -1, error.shape[-1]).sum(axis=1)  # [O, C / group]
+    if layer.op == "conv_transpose":
+        cells /= math.prod(layer.attrs["strides"])
     group = layer.attrs.get("group", 1)
     per_group = mean.reshape(group, -1)
     return -np.einsum("goc,gc->go", cells.reshape(group, -1, cells.shape[1]), per_group).reshape(-1)
