@@ -30,11 +30,11 @@ _BROADCASTING = frozenset(ELEMENTWISE) | {
 }  # fmt: skip
 _LAYERS = frozenset({"conv", "conv_transpose", "fc", "q_conv", "q_conv_transpose", "q_fc"})
 _PER_IMAGE = frozenset(
-    "conv q_conv conv_transpose q_conv_transpose max_pool average_pool q_average_pool resize_nearest resize_bilinear".split()
+    "conv q_conv q_conv_mean conv_transpose q_conv_transpose max_pool average_pool q_average_pool resize_nearest resize_bilinear".split()
 )
 _PER_ROW = frozenset({"batch_norm", "lrn", "fc", "q_fc"})  # each row of all axes but the last by itself
 _ALONG = frozenset({"softmax", "q_softmax", "arg_max", "arg_min", "top_k"})  # one axis mixes
-_REDUCTIONS = frozenset({"reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "q_mean"})
+_REDUCTIONS = frozenset({"reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "q_mean", "dequantized_mean"})
 _SUPPLIED = frozenset(
     {"top_rows", "join_rows", "image_splits", "box_nms", "distribute_proposals", "generate_proposals"}
 )  # take the number as an input

@@ -16,6 +16,7 @@ from cortado.compiler.lower import lower
 from cortado.compiler.optimize import optimize
 from cortado.compiler.options import CompileOptions
 from cortado.compiler.passes.fuse_chains import fuse_chains
+from cortado.compiler.passes.fuse_pooling import fuse_pooling
 from cortado.compiler.program import Program
 from cortado.compiler.quantize import quantize
 from cortado.compiler.quantize.boundary import INTEGERS, integer_boundary, is_quantized
@@ -49,6 +50,9 @@ def compile_program(
     graph, summary = prepare(graph, options, calibration, judge, done)
     if options.optimize_for == "speed":
         graph = fuse_chains(graph, target, options.threads, Steps(options.step_limit, done, len(done)), tuning)
+        verify(graph)
+    if options.optimize_for != "size":  # tiles that add up are code of their own
+        graph = fuse_pooling(graph, Steps(options.step_limit, done, len(done)))
         verify(graph)
     program = lower(graph, target, options.optimize_for, tuning)
     if options.strict:

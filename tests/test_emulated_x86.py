@@ -154,7 +154,12 @@ def movement() -> Iterator[Case]:
 
 
 def integers() -> Iterator[Case]:
-    for test in (*quantized.PRODUCTS, *(quantized.conv(**form) for form in quantized.QUADS.values()), *quantized.others()):
+    for test in (
+        *quantized.PRODUCTS,
+        *quantized.POOLED,
+        *(quantized.conv(**form) for form in quantized.QUADS.values()),
+        *quantized.others(),
+    ):
         yield Case(*test, pad=1)
     for channels in range(1, 36, 2):
         yield Case(*quantized.conv((1, 4, 5, channels), (channels, 3, 3, 1), pads=1, group=channels), pad=2)

@@ -16,10 +16,12 @@ from cortado.backends.codegen import assembly
 from cortado.backends.llvm import emit_module
 from cortado.backends.targets import find_target
 from cortado.compiler.graph import Node
-from cortado.compiler.kernels.quantized_average import lower_q_average_pool, lower_q_mean
+from cortado.compiler.kernels.quantized_average import lower_dequantized_mean, lower_q_average_pool, lower_q_mean
 from cortado.compiler.kernels.quantized_conv import lower_q_conv, lower_q_conv_larger, lower_q_fc
 from cortado.compiler.kernels.quantized_pointwise import lower_dequantize, lower_q_add, lower_q_mul, lower_quantize
+from cortado.compiler.kernels.quantized_pooled import lower_q_conv_mean
 from cortado.compiler.kernels.quantized_table import lower_q_softmax, lower_q_table
+from cortado.compiler.ops import make
 from cortado.compiler.ops.quantized import make_table
 from cortado.compiler.program import Operand, contiguous_strides
 from cortado.compiler.reference import evaluate
@@ -107,6 +109,22 @@ def fc(rows: Sequence[int], depth: int, outputs: int, beside: bool = False, how:
     return lower_q_fc, make_q("q_fc", inputs, how or result(0.4, 3), (1, 2)), arrays
 
 
+def pooled(x: Sequence[int], w: Sequence[int], real: bool, keepdims: bool, **how: Any) -> Test:
+    """conv(x, w, **how) and the mean of its pixels, in floats where `real`."""
+    _, node, arrays = conv(x, w, **how)
+    mean = {} if real else result(0.2, -3, rounding=node.attrs["rounding"])
+    attrs = {**node.attrs, "mean": tuple(sorted({**mean, "keepdims": keepdims}.items()))}
+    return lower_q_conv_mean, make("q_conv_mean", node.inputs, attrs, "pooled"), arrays
+
+
+POOLED = [
+    pooled((1, 5, 4, 12), (21, 1, 1, 12), True, True),
+    pooled((2, 3, 5, 20), (150, 1, 1, 20), False, False, beside=True, dtype="uint8"),
+    pooled((2, 3, 5, 20), (70, 1, 1, 20), True, False, beside=True),
+    pooled((2, 5, 4, 8), (12, 3, 3, 4), False, True, group=2, pads=1, strides=2, rounding="qnnpack"),
+    pooled((1, 6, 5), (9, 1, 5), False, True),
+]
+
 # Results that saturate at both ends, with scales for which 32-bit sums need care and for which they do not.
 SATURATED = [
     fc((3,), 10, 9, beside, result(scale, 3, dtype, clamp=clamp))
@@ -130,6 +148,8 @@ def others() -> Iterator[Test]:
             for axes, keepdims in (((1, 2), False), ((3,), True), ((0, 2), True), ((0, 1, 2, 3), False)):
                 attrs = {"axes": axes, "keepdims": keepdims, **how}
                 yield lower_q_mean, make_q("q_mean", [(x, quant(0.2, zero))], attrs), [x]
+                real = {"axes": axes, "keepdims": keepdims}
+                yield lower_dequantized_mean, make_q("dequantized_mean", [(x, quant(0.2, zero))], real), [x]
         real = random.normal(0, 30, (3, 21)).astype(np.float32)
         real[0, :3] = np.nan, np.inf, -np.inf
         yield lower_quantize, make_q("quantize", [(real, None)], {"quant": quant(0.25, zero), "dtype": dtype}), [real]
@@ -147,7 +167,7 @@ PRODUCTS = [*(conv(**form) for form in CONVOLUTIONS.values()), fc((3,), 10, 9), 
 
 @pytest.mark.parametrize("target", INTERPRETED, ids=lambda target: target.name)
 def test_interpreted(target: Any) -> None:
-    for lower, node, arrays in PRODUCTS:
+    for lower, node, arrays in [*PRODUCTS, *POOLED]:
         check(lower, node, arrays, target, pad=1)
 
 
@@ -202,7 +222,7 @@ def test_native(name: str) -> None:
         pytest.skip(f"this machine does not run {base}")
     if name == "sixteen lanes":
         target = replace(target, vector_bits=512)
-    for lower, node, arrays in [*PRODUCTS[:8], *PRODUCTS[12:14], *PRODUCTS[15:16], *others()]:
+    for lower, node, arrays in [*PRODUCTS[:8], *PRODUCTS[12:14], *PRODUCTS[15:16], *POOLED, *others()]:
         want = evaluate(node, arrays)[0]
         got = run_lowered(lower, node, arrays, target, how="native")
         assert got.tobytes() == want.tobytes(), (node.op, dict(node.attrs))

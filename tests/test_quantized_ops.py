@@ -177,6 +177,31 @@ def test_mean(keepdims: bool) -> None:
         assert got.reshape(2, 5)[n, c] == nearest_even(F(acc) * F(F(0.3) / F(F(0.1) * F(12))), -6, -128, 127)
 
 
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_dequantized_mean(keepdims: bool) -> None:
+    x = values(np.random.default_rng(9), (2, 3, 4, 5), "uint8")
+    node = make_q("dequantized_mean", [(x, quant(0.3, 7))], {"axes": (1, 2), "keepdims": keepdims})
+    (got,) = evaluate(node, [x])
+    assert got.dtype == F and got.shape == ((2, 1, 1, 5) if keepdims else (2, 5))
+    for n, c in np.ndindex(2, 5):
+        acc = int((x[n, :, :, c].astype(int) - 7).sum())
+        assert got.reshape(2, 5)[n, c] == F(acc) * (F(0.3) / F(12))
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_conv_mean(real: bool) -> None:
+    random = np.random.default_rng(12)
+    x, w, bias = values(random, (2, 4, 3, 6), "int8"), values(random, (5, 2, 2, 6), "int8"), np.arange(-2, 3, dtype=np.int32)
+    inputs = [(x, quant(0.1, 3)), (w, quant(0.02, 0)), (bias, None)]
+    attrs = {**window(2), "group": 1, **result(0.5, 9, clamp=(9, 127))}
+    how = {"keepdims": False, **({} if real else result(0.3, -4))}
+    (got,) = evaluate(make_q("q_conv_mean", inputs, {**attrs, "mean": tuple(sorted(how.items()))}, (1, 2)), [x, w, bias])
+    (image,) = evaluate(make_q("q_conv", inputs, attrs, (1, 2)), [x, w, bias])
+    op = "dequantized_mean" if real else "q_mean"
+    (want,) = evaluate(make_q(op, [(image, quant(0.5, 9))], {"axes": (1, 2), **how}), [image])
+    assert np.array_equal(got, want) and got.dtype == want.dtype and len(np.unique(got)) > 5
+
+
 @pytest.mark.parametrize("scale", [0.003, 0.1, 2.5])
 def test_softmax(model: ModuleType, scale: float) -> None:
     x = values(np.random.default_rng(10), (3, 17), "uint8")

@@ -106,8 +106,10 @@ class _Driver:
         return self.k.offset(ptr, index, self.layer.scalar)
 
     def moved_out(self, ptr: Val, index: Number) -> Val:
-        """As moved, for output and residual."""
         return self.k.offset(ptr, index, self.layer.epilogue.stored(self.layer.scalar))
+
+    def moved_residual(self, ptr: Val, index: Number) -> Val:
+        return self.k.offset(ptr, index, self.layer.epilogue.added(self.layer.scalar))
 
     def families(self) -> list[_Family]:
         layer, panels, split = self.layer, self.layer.panels, self.layer.partition
@@ -155,9 +157,11 @@ class _Driver:
                 a, weights = a + here * axis.a, weights + here * axis.weights
                 out, residual = out + here * axis.out, residual + here * axis.residual
             w = self.moved(self.w, (weights * family.per_group + inside) * family.size + family.start)
-            beside = self.moved_out(self.residual, residual) if self.residual is not None else None
-            at = _At(family, self.moved(self.a, a), self.moved(w, family.header), w, beside, self.moved_out(self.out, out))
-            self.k_parts(at, first, stop)
+            beside = self.moved_residual(self.residual, residual) if self.residual is not None else None
+            kind, result = self.layer.epilogue, self.moved_out(self.out, out)
+            place = kind.opened(k, result, family.vectors, panels.lanes)
+            self.k_parts(_At(family, self.moved(self.a, a), self.moved(w, family.header), w, beside, place), first, stop)
+            kind.closed(k, place, result, panels.lanes, (family.vectors - 1) * panels.lanes + family.tail)
 
         return body
 
@@ -195,7 +199,7 @@ class _Driver:
             "ahead": one * geometry.height.taps * geometry.depth.taps if run < geometry.channels else at.family.size,
             "tile": unit * sum(segment.count for segment in at.family.row) if self.layer.partition.ahead else 0,
         }
-        residual = None if at.residual is None else self.moved_out(at.residual, row.residual)
+        residual = None if at.residual is None else self.moved_residual(at.residual, row.residual)
         a, w = self.moved(at.a, row.a), self.moved(at.w, row.first_tap * one)
         here = _At(at.family, a, w, at.bias, residual, self.moved_out(at.out, row.out))
         for number in range(len(at.family.row)):
@@ -222,7 +226,7 @@ class _Driver:
         }
         if at.residual is not None:
             values |= {
-                "residual": self.moved_out(at.residual, start * width.residual_stride),
+                "residual": self.moved_residual(at.residual, start * width.residual_stride),
                 "residual_pixel": width.residual_stride,
             }
         for i, (_, _, taps) in enumerate(segment.groups):

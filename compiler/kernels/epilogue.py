@@ -44,8 +44,19 @@ class EpilogueKind:
         return int(self.bias)
 
     def stored(self, scalar: str) -> str:
-        """The scalar type of what is stored, and of residuals, where accumulators are of type `scalar`."""
+        """The scalar type of what is stored, where accumulators are of type `scalar`."""
         return scalar
+
+    def added(self, scalar: str) -> str:
+        """As `stored`, of residuals."""
+        return scalar
+
+    def opened(self, k: KernelBuilder, out: Val, vectors: int, lanes: int) -> Val:
+        """Where the tiles of a panel store their first pixel. out: the output there."""
+        return out
+
+    def closed(self, k: KernelBuilder, place: Val, out: Val, lanes: int, channels: int) -> None:
+        """What is left to do when all tiles of a panel of `channels` have stored to the `place` that was opened for them."""
 
     def finish(self, k: KernelBuilder, accumulators: Sequence[Val], residuals: Sequence[Val]) -> list[Val]:
         """The values to store. residuals: one per accumulator where the epilogue has a residual, else empty."""

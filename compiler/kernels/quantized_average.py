@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,10 @@ from cortado.compiler.kernels.pool import Reduction, lower_pool
 from cortado.compiler.kernels.quantized_pointwise import narrow, single
 from cortado.compiler.kernels.requantize import clamped, load_bytes, rounded_even, rounded_mean, store_bytes, widened
 from cortado.compiler.lang import F32, I32, Type
-from cortado.compiler.ops.requantize import scale_of
+from cortado.compiler.ops.requantize import mean_scale, scale_of
 from cortado.compiler.program import KernelCall, Operand, Ref
 from cortado.compiler.target import Target
+from cortado.compiler.types import TensorType
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Mean:
     lo: int
     hi: int
     rounding: str
+
+    stored = "i8"
 
     def finish(self, k: KernelBuilder, total: Val, cells: Val | int, divisor: Val | int) -> Val:
         """total: i32 sums of `cells` bytes, zero points included. divisor: what the average divides by. Gives i32 results."""
@@ -50,6 +54,10 @@ class Mean:
         shift = k.broadcast(k.const(150, I32) - k.binary("lshr", bits, 23), acc.type.lanes)
         return clamped(k, rounded_mean(k, acc, multiplier, shift), self.zero, self.lo, self.hi)
 
+    def store(self, k: KernelBuilder, place: Val, total: Val, cells: int, count: int) -> None:
+        """The averages of `cells` bytes each, for the first `count` lanes of their sums."""
+        store_bytes(k, place, [self.finish(k, total, cells, cells)], count)
+
     def scale(self, k: KernelBuilder, divisor: Val | int) -> Val:
         """float32(x / float32(y * divisor))."""
         if isinstance(divisor, int):
@@ -57,12 +65,33 @@ class Mean:
         return k.const(self.x, F32) / (k.convert(divisor, F32, "sitofp") * self.y)
 
 
-def mean_of(node: Node) -> Mean:
-    kind, attrs = node.inputs[0].type, node.attrs
+def mean_of(kind: TensorType, attrs: Mapping[str, Any]) -> Mean:
+    """kind: of the input. attrs: of q_mean or q_average_pool."""
     scale, zero = scale_of(kind)
     quant = attrs["quant"]
     y = float(np.float32(quant.scales[0]))
     return Mean(kind.dtype == "int8", float(scale), y, zero, quant.zero_points[0], attrs["lo"], attrs["hi"], attrs["rounding"])
+
+
+@dataclass(frozen=True)
+class RealMean:
+    """Sums of bytes to their average in float32. scale: a float32, as Python float."""
+
+    signed: bool
+    scale: float
+    x_zero: int
+
+    stored = "f32"
+
+    def store(self, k: KernelBuilder, place: Val, total: Val, cells: int, count: int) -> None:
+        """As of Mean."""
+        k.store_lanes(place, single(k, total - self.x_zero * cells) * self.scale, count)
+
+
+def real_mean_of(kind: TensorType, cells: int) -> RealMean:
+    """Of `cells` elements of a tensor of this kind."""
+    scale, zero = scale_of(kind)
+    return RealMean(kind.dtype == "int8", float(mean_scale(scale, np.float32(1), cells)), zero)
 
 
 @dataclass(frozen=True)
@@ -86,12 +115,29 @@ class _WindowMean(Reduction):
 def lower_q_average_pool(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
     """Windows of x[N,*S,C], int8 or uint8."""
     area = prod(node.attrs["kernel"]) if node.attrs["count_include_pad"] else None
-    return lower_pool(node, ins[0], outs[0], target, _WindowMean(lambda k, a, b: a + b, 0, True, area, mean_of(node)), "i32")
+    return lower_pool(
+        node,
+        ins[0],
+        outs[0],
+        target,
+        _WindowMean(lambda k, a, b: a + b, 0, True, area, mean_of(node.inputs[0].type, node.attrs)),
+        "i32",
+    )
 
 
 def lower_q_mean(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
-    """Over any axes; vectors along the last axis where it is kept."""
-    (x,), (y,), axes = ins, outs, node.attrs["axes"]
+    """q_mean over any axes; vectors along the last axis where it is kept."""
+    return _whole_axes(node, ins[0], outs[0], mean_of(node.inputs[0].type, node.attrs), target)
+
+
+def lower_dequantized_mean(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
+    """As `lower_q_mean`."""
+    cells = prod(ins[0].shape[i] for i in node.attrs["axes"])
+    return _whole_axes(node, ins[0], outs[0], real_mean_of(node.inputs[0].type, cells), target)
+
+
+def _whole_axes(node: Node, x: Operand, y: Operand, mean: Mean | RealMean, target: Target) -> list[KernelCall]:
+    axes = node.attrs["axes"]
     if y.type.size == 0:
         return []
     kept = [i for i in range(len(x.shape)) if i not in axes]
@@ -100,15 +146,16 @@ def lower_q_mean(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], ta
     space = collapse([x.shape[i] for i in kept], [[x.strides[i] for i in kept], out_strides])
     along = space.strides[0][-1] == space.strides[1][-1] == 1
     lanes = target.lanes("i32") if along else 1
-    k = KernelBuilder("q_mean", target)
+    k = KernelBuilder(node.op, target)
     source, sink = k.param("in0"), k.param("out")
     begin, end = drivers(k)
     outer = space.shape[:-1]
     lead = leading_axes(outer)
-    mean, count = mean_of(node), prod(over.shape)
+    count = prod(over.shape)
 
     def row(at: list[Val]) -> None:
-        come, go = (k.offset(p, position(k, at, s[:-1]), "i8") for p, s in zip((source, sink), space.strides, strict=True))
+        come = k.offset(source, position(k, at, space.strides[0][:-1]), "i8")
+        go = k.offset(sink, position(k, at, space.strides[1][:-1]), mean.stored)
 
         def body(pieces: list[Piece]) -> None:
             places = [k.offset(come, i * space.strides[0][-1], "i8") for i, _ in pieces]
@@ -125,7 +172,7 @@ def lower_q_mean(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], ta
 
             sums = level(0, k.index(0), [k.zero(Type("i32", lanes))] * len(pieces))
             for total, (i, n) in zip(sums, pieces, strict=True):
-                store_bytes(k, k.offset(go, i * space.strides[1][-1], "i8"), [mean.finish(k, total, count, count)], n)
+                mean.store(k, k.offset(go, i * space.strides[1][-1], mean.stored), total, count, n)
 
         vector_row(k, space.shape[-1], lanes, 4, body)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from cortado.compiler.kernels.quantized_sums import (
 )
 from cortado.compiler.kernels.quantized_tile import Dot
 from cortado.compiler.kernels.quantized_winograd import choose_q_winograd, lower_q_winograd, serves_q_winograd
-from cortado.compiler.kernels.requantize import multiplier_rows
+from cortado.compiler.kernels.requantize import Requantization, multiplier_rows
 from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition
 from cortado.compiler.ops.quantized import output_scales
 from cortado.compiler.ops.requantize import scale_of
@@ -116,10 +116,10 @@ def q_conv_sums(
     outputs, rank = out.shape[-1] // group, len(x.shape) - 2
     w = centred_weights(node)
     if staged is None:
-        zero, dot = scale_of(node.inputs[0].type)[1], choose_dot(node, w, target)
+        dot = choose_dot(node, w, target)
         if larger and serves_patches(node, dot, target):
             return _patched(node, ins, outs, dot, w, target)
-        staged = stage(x, zero, group, dot, (0, *node.attrs["pads_begin"]), (0, *node.attrs["pads_end"]), target)
+        staged = q_conv_staged(node, x, dot, target)
     attrs: dict[str, Any] = dict(node.attrs)
     for i, name in enumerate(("pads_begin", "pads_end")):  # what is still to be done
         attrs[name] = tuple(pad - around[i] for pad, around in zip(attrs[name], staged.around[1:], strict=True))
@@ -127,6 +127,12 @@ def q_conv_sums(
     geometry = conv_geometry(staged.words, out, beside, w.shape[1 : 1 + rank], staged.channels, attrs)
     groups = (GroupAxis(group, staged.channels, 1, outputs, outputs),) if group > 1 else ()
     return _sums(staged, w, geometry, groups, outputs, target)
+
+
+def q_conv_staged(node: Node, x: Operand, dot: Dot, target: Target) -> Staged:
+    """The input of a q_conv that is not depthwise, in the form in which its tiles read it."""
+    begin, end = (0, *node.attrs["pads_begin"]), (0, *node.attrs["pads_end"])
+    return stage(x, scale_of(node.inputs[0].type)[1], node.attrs["group"], dot, begin, end, target)
 
 
 def _patched(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], dot: Dot, w: np.ndarray, target: Target) -> Sums:
@@ -153,15 +159,25 @@ def _sums(staged: Staged, w: np.ndarray, geometry: Geometry, groups: tuple[Group
     return Sums(staged, dot_core(target, staged.dot), w, geometry, groups, outputs)
 
 
-def lower_q_sums(family: str, node: Node, sums: Sums, target: Target, choice: Direct | None = None) -> list[KernelCall]:
-    """The node's kernels. family: how the first part of their name begins. choice: as of `lower_q_conv`."""
+def lower_q_sums(
+    family: str, node: Node, sums: Sums, target: Target, choice: Direct | None = None, pooled: Requantization | None = None
+) -> list[KernelCall]:
+    """The node's kernels. family: how the first part of their name begins. choice: as of `lower_q_conv`.
+
+    pooled: the epilogue, in the node's own place, for panels of which a task does all pixels.
+    """
     staged, core, w = sums.staged, sums.core, sums.w
     dot = staged.dot
     geometry, groups, outputs = sums.geometry, sums.groups, sums.outputs
     panels = choose_panels(core, outputs, geometry.width.outputs, geometry.depth_of_sum, choice)
     count = math.prod(axis.count for axis in groups)
-    partition = choose_partition(core, geometry, panels, count, False, choice)
-    epilogue = requantization(node)
+    if pooled is None:
+        partition = choose_partition(core, geometry, panels, count, False, choice)
+    else:
+        tiles = choice or Direct(panels.vectors, panels.rows, panels.last_rows)
+        partition = choose_partition(core, geometry, panels, count, False, replace(tiles, blocks=1))
+        partition = replace(partition, unit_block=partition.units)
+    epilogue = pooled or requantization(node)
     layer = Contraction("i32", geometry, groups, panels, partition, epilogue)
     kernel = contraction_driver(f"{family}_{dot.name}", layer, core, target, dot.tile_kernel)
     types = [value.type for value in node.inputs]
@@ -173,4 +189,4 @@ def lower_q_sums(family: str, node: Node, sums: Sums, target: Target, choice: Di
     residual = [Ref("input", 3)] if epilogue.residual else []
     in_order = family == "q_conv" or not groups  # rows of the output are rows of the geometry, not groups
     refs = (staged.ref, weights, *residual, Ref("output", 0))
-    return [*staged.calls, KernelCall(kernel, refs, partition.tasks, partition.blocks if in_order else 0)]
+    return [*staged.calls, KernelCall(kernel, refs, partition.tasks, partition.blocks if in_order and pooled is None else 0)]

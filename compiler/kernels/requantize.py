@@ -113,6 +113,9 @@ class Requantization(EpilogueKind):
     def stored(self, scalar: str) -> str:
         return "i8"
 
+    def added(self, scalar: str) -> str:
+        return "i8"
+
     def converts(self, target: Target, lanes: int) -> bool:
         """Whether rounding is one instruction, and clamping that of narrowing to bytes."""
         return self.tame and self.rounding == "even" and target.has("round_i32", F32.with_lanes(lanes))

@@ -20,10 +20,11 @@ from cortado.compiler.kernels.normalize import lower_lrn
 from cortado.compiler.kernels.pointwise import lower_elementwise, lower_pointwise
 from cortado.compiler.kernels.pool import lower_average_pool, lower_max_pool
 from cortado.compiler.kernels.proposals import lower_generate_proposals
-from cortado.compiler.kernels.quantized_average import lower_q_average_pool, lower_q_mean
+from cortado.compiler.kernels.quantized_average import lower_dequantized_mean, lower_q_average_pool, lower_q_mean
 from cortado.compiler.kernels.quantized_conv import lower_q_chosen, lower_q_conv, lower_q_fc
 from cortado.compiler.kernels.quantized_conv_transpose import lower_q_conv_transpose
 from cortado.compiler.kernels.quantized_pointwise import lower_dequantize, lower_q_add, lower_q_mul, lower_quantize
+from cortado.compiler.kernels.quantized_pooled import lower_q_conv_mean
 from cortado.compiler.kernels.quantized_roi import lower_q_roi_align
 from cortado.compiler.kernels.quantized_table import lower_q_softmax, lower_q_table
 from cortado.compiler.kernels.quantized_winograd import may_filter
@@ -121,7 +122,9 @@ def lowerings(optimize_for: str, tuning: Tuning | None = None, same_bits: bool =
 
 
 # Sums of products. Time goes there, so float ones are made as is fastest on each target; those of integers are exact in any order.
-CONTRACTIONS = frozenset({"conv", "conv_chain", "conv_transpose", "fc", "batch_matmul", "q_conv", "q_conv_transpose", "q_fc"})
+CONTRACTIONS = frozenset(
+    {"conv", "conv_chain", "conv_transpose", "fc", "batch_matmul", "q_conv", "q_conv_transpose", "q_conv_mean", "q_fc"}
+)
 LOWERINGS: Mapping[str, Lowering] = {
     **dict.fromkeys(ELEMENTWISE, lower_elementwise),
     "pointwise": lower_pointwise,
@@ -136,6 +139,8 @@ LOWERINGS: Mapping[str, Lowering] = {
     "q_mul": lower_q_mul,
     "q_average_pool": lower_q_average_pool,
     "q_mean": lower_q_mean,
+    "dequantized_mean": lower_dequantized_mean,
+    "q_conv_mean": lower_q_conv_mean,
     "q_softmax": lower_q_softmax,
     "q_table": lower_q_table,
     "q_roi_align": lower_q_roi_align,

@@ -71,7 +71,7 @@ class TileSpec:
 
     @property
     def stored(self) -> str:
-        """Scalar type of output and residual."""
+        """Scalar type of the output."""
         return self.epilogue.stored(self.scalar)
 
     @property

@@ -139,7 +139,7 @@ def _kept(shape: tuple[int, ...], attrs: Attrs) -> tuple[int, ...]:
     return tuple(d for i, d in enumerate(ones) if attrs["keepdims"] or i not in attrs["axes"])
 
 
-def _infer_mean(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+def _mean_shape(types: Types, attrs: Attrs) -> tuple[int, ...]:
     arity(types, 1)
     (x,) = types
     scale_of(x)
@@ -147,15 +147,34 @@ def _infer_mean(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         axis_in(axis, len(x.shape), "reduced axis")
         require(x.shape[axis] > 0, f"axis {axis} of {show(x.shape)} is empty: there is nothing to reduce")
     require(len(set(attrs["axes"])) == len(attrs["axes"]), f"axes={tuple(attrs['axes'])} names an axis twice")
-    return (check_result(_kept(x.shape, attrs), attrs),)
+    return _kept(x.shape, attrs)
+
+
+def _infer_mean(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    return (check_result(_mean_shape(types, attrs), attrs),)
+
+
+def _infer_real_mean(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    return (TensorType(_mean_shape(types, attrs)),)
+
+
+def _sum(x: np.ndarray, zero: int, attrs: Attrs) -> np.ndarray:
+    return np.asarray(_centred(x, zero).sum(axis=tuple(attrs["axes"]))).reshape(_kept(x.shape, attrs))
+
+
+def _real_mean(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
+    """acc = sum(x - zx); float32(acc) * float32(sx / float32(cells))."""
+    scale, zero = scale_of(attrs["input_types"][0])
+    (x,) = arrays
+    cells = math.prod(x.shape[a] for a in attrs["axes"])
+    return (_sum(x, zero, attrs).astype(np.float32) * mean_scale(scale, np.float32(1), cells),)
 
 
 def _mean(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     """As q_average_pool, over whole axes."""
     (sx,), (zx,), sy, _ = _scales(attrs)
     (x,), axes = arrays, tuple(attrs["axes"])
-    acc = np.asarray(_centred(x, zx).sum(axis=axes)).reshape(_kept(x.shape, attrs))
-    return (requantize_average(acc, mean_scale(sx, sy, math.prod(x.shape[a] for a in axes)), attrs),)
+    return (requantize_average(_sum(x, zx, attrs), mean_scale(sx, sy, math.prod(x.shape[a] for a in axes)), attrs),)
 
 
 # --- softmax ---
@@ -207,6 +226,10 @@ OPS: tuple[Op, ...] = (
     Op(
         "q_mean", _infer_mean, _mean,
         {"axes": "the axes reduced over", "keepdims": "keep them with size 1", **RESULT_ATTRS},
+        exact=True, portable=True, takes_types=True,
+    ),
+    Op(
+        "dequantized_mean", _infer_real_mean, _real_mean, {"axes": "the axes reduced over", "keepdims": "keep them with size 1"},
         exact=True, portable=True, takes_types=True,
     ),
     Op(

@@ -53,6 +53,11 @@ def pool_output_shape(x: tuple[int, ...], attrs: Attrs) -> tuple[int, ...]:
     return (x[0], *output_shape(x[1:-1], attrs["kernel"], attrs), x[-1])
 
 
+def is_global(x: tuple[int, ...], attrs: Attrs) -> bool:
+    """Whether the only window of a pool is all of the image x[N,*S,C]."""
+    return tuple(attrs["kernel"]) == x[1:-1] and not any((*attrs["pads_begin"], *attrs["pads_end"]))
+
+
 def taps(size: int, kernel: int, stride: int, dilation: int, pad: int, out: int) -> list[tuple[int, int, int]]:
     """Which windows a kernel position touches along one axis: (position, first window, one past the last window), hits only.
 

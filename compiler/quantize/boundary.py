@@ -8,6 +8,7 @@ import numpy as np
 
 from cortado.compiler.graph import Graph, Node, Value, graph_input
 from cortado.compiler.ops import make
+from cortado.compiler.ops.requantize import limits
 from cortado.compiler.types import NUMPY_DTYPE, Quant, TensorType
 from cortado.errors import OptionError
 
@@ -63,6 +64,11 @@ def _integer_output(value: Value, dtype: str) -> Value | None:
         return value
     if node.op == "dequantize":
         return _as(node.inputs[0], dtype, f"{node.name}/{dtype}")
+    if node.op == "dequantized_mean":  # an average stays within its tensor's range
+        x = node.inputs[0]
+        low, high = limits(x.type.dtype)
+        attrs = {**node.attrs, "quant": x.type.quant, "dtype": x.type.dtype, "rounding": "even", "lo": low, "hi": high}
+        return _as(make("q_mean", (x,), attrs, f"{node.name}/quantized", node.origin).out(), dtype, f"{node.name}/{dtype}")
     if node.op == "softmax":
         quant = Quant((1 / 256,), (int(np.iinfo(NUMPY_DTYPE[dtype]).min),))
         return make("quantize", (value,), {"quant": quant, "dtype": dtype}, f"{node.name}/quantized", node.origin).out()

@@ -11,6 +11,7 @@ import numpy as np
 from cortado.compiler.graph import Graph, Node, Value, constant, graph_input
 from cortado.compiler.ops import make
 from cortado.compiler.ops.quantized import make_table
+from cortado.compiler.ops.window import is_global
 from cortado.compiler.quantize.plan import LAYERS, MOVES, Plan, activations, clamp_of, table_input
 from cortado.compiler.quantize.ranges import GREATEST, LEAST
 from cortado.compiler.quantize.weights import quantized_layer
@@ -76,10 +77,20 @@ class _Rewrite:
         if node in self.plan.quantized:
             self.integers[node.out()] = self._quantized(node).out()
             return
+        if _averages(node) and node.inputs[0].node in self.plan.quantized:
+            self.floats[node.out()] = self._dequantized_mean(node).out()
+            return
         inputs = tuple(self.real(value) for value in node.inputs)
         fresh = node if inputs == node.inputs else Node(node.op, inputs, node.attrs, node.types, node.name, node.origin)
         for i in range(len(node.types)):
             self.floats[node.out(i)] = fresh.out(i)
+
+    def _dequantized_mean(self, node: Node) -> Node:
+        """The way back to float32 is shorter behind an average than before it."""
+        x = self.integers[node.inputs[0]]
+        whole = {"axes": tuple(range(1, len(x.shape) - 1)), "keepdims": True}
+        attrs = {name: node.attrs.get(name, value) for name, value in whole.items()}
+        return make("dequantized_mean", (x,), attrs, node.name, node.origin)
 
     def _quantized(self, node: Node) -> Node:
         inputs = [self.integer(value) for value in activations(node)]
@@ -121,6 +132,13 @@ class _Rewrite:
         quant = self.quant(node.out())
         attrs = {"table": make_table(function, x.type, quant, DTYPE), "quant": quant, "dtype": DTYPE}
         return make("q_table", (x,), attrs, node.name, node.origin)
+
+
+def _averages(node: Node) -> bool:
+    """A float32 mean over whole axes."""
+    if node.types[0].dtype != "float32":
+        return False
+    return node.op == "reduce_mean" or (node.op == "average_pool" and is_global(node.inputs[0].shape, node.attrs))
 
 
 def elementwise(node: Node, values: np.ndarray) -> np.ndarray:
