@@ -20,6 +20,7 @@ import test_kernels_move as move
 import test_kernels_pointwise as pointwise
 import test_kernels_pool as pool
 import test_kernels_quantized as quantized
+import test_kernels_quantized_transposed as quantized_transposed
 import test_kernels_quantized_winograd as quantized_winograd
 import test_kernels_rows as rows
 import test_kernels_winograd as winograd
@@ -164,6 +165,8 @@ def integers() -> Iterator[Case]:
     for channels in range(1, 36, 2):
         yield Case(*quantized.conv((1, 4, 5, channels), (channels, 3, 3, 1), pads=1, group=channels), pad=2)
         yield Case(*quantized.conv((1, 3, 4, 8), (channels, 1, 1, 8)), pad=1)
+    for form in quantized_transposed.CASES.values():
+        yield Case(LOWERINGS["q_conv_transpose"], *quantized_transposed.transposed(**form), pad=1)
     for form in quantized_winograd.CASES.values():
         yield Case(quantized_winograd.forced(4), *quantized.conv(**form)[1:], pad=1)
 

@@ -86,6 +86,19 @@ def test_a_unet_has_the_same_bits_everywhere(graph: Graph) -> None:
     assert "q_conv_transpose" in text and " dB" in text
 
 
+@pytest.mark.emulator
+@pytest.mark.parametrize("target", ["x86-64-v4+avx512vnni", "aarch64", "cortex-m4", "cortex-m55"])
+def test_a_unet_has_the_same_bits_on_other_machines(target: str, graph: Graph) -> None:
+    record = cortado.calibrate(graph, samples(graph), method="min_max")
+    [feeds] = samples(graph, 1, seed=4)
+    model = cortado.compile(graph, target=target, dtype="int8", calibration=record, keep_float="none")
+    try:
+        got = model.run(feeds)["out0"]
+    except cortado.TargetError as error:
+        pytest.skip(str(error))
+    np.testing.assert_array_equal(got, run_graph(quantize_graph(optimize(graph), record), feeds)["out0"])
+
+
 @pytest.mark.parametrize("config", [QuantizeConfig("min_max", False, False), QuantizeConfig("min_max", True, True)])
 def test_the_simulation_computes_what_the_integers_do(config: QuantizeConfig) -> None:
     net = Net()

@@ -19,6 +19,7 @@ from cortado.compiler.kernels.table import lowerings
 from cortado.compiler.lower import lower
 from cortado.compiler.optimize import optimize
 from cortado.compiler.program import Argument, Limit
+from cortado.compiler.quantize.quantize import quantize_graph
 from cortado.compiler.reference import evaluate, run_graph
 from cortado.proto.caffe2 import NetDef, Operator, operator, serialize_net
 
@@ -224,6 +225,30 @@ def test_programs_and_compiled_models_make_the_rows_that_were_found(high: int) -
         assert list(got) == list(want)
         for name, array in want.items():
             np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_residuals_of_rows_that_are_counted(dtype: str) -> None:
+    """Two transposed convolutions of the regions that were found, added up."""
+    rng = np.random.default_rng(9)
+    data = net(
+        FIND,
+        operator("RoIAlign", ["x", "box"], ["r"], pooled_h=3, pooled_w=3, sampling_ratio=1),
+        *(operator("ConvTranspose", ["r", f"w{i}"], [f"c{i}"], kernel=2, stride=2) for i in (0, 1)),
+        operator("Add", ["c0", "c1"], ["y"]),
+        inputs=["s", "b", "x"],
+        outputs=["y", "score"],
+    )
+    weights = {f"w{i}": rng.standard_normal((12, 8, 2, 2)).astype(np.float32) for i in (0, 1)}
+    graph = optimize(cortado.load(data, init=weights, inputs={"s": (ROWS, 2), "b": (ROWS, 8), "x": (1, 12, 16, 16)}))
+    given = {**feeds(13), "x": rng.standard_normal((1, 12, 16, 16)).astype(np.float32)}
+    if dtype == "int8":
+        graph = quantize_graph(graph, cortado.calibrate(graph, [{**given, **feeds(ROWS)}] * 2, method="min_max"))
+    program, want = lower(graph, made_target(128)), run_graph(graph, given)
+    op = "q_conv_transpose" if dtype == "int8" else "conv_transpose"
+    assert {step.limit is not None for step in program.steps if step.op == op} == {True}
+    assert any(len(node.inputs) == (4 if dtype == "int8" else 3) for node in graph.nodes() if node.op == op), "no residual"
+    np.testing.assert_allclose(run_program(program, given)["y"], want["y"], rtol=1e-4, atol=1e-4)
 
 
 def test_steps_without_rows_take_no_time() -> None:

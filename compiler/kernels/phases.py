@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cortado.compiler.graph import Node, Value, constant
-from cortado.compiler.program import KernelCall, Operand, contiguous_strides
+from cortado.compiler.program import KernelCall, Operand, Ref, contiguous_strides
 from cortado.errors import UnsupportedError
 
 TRANSPOSED = ("pads_begin", "pads_end", "output_padding", "strides")  # attributes that mean something else to a plain convolution
@@ -64,15 +64,12 @@ class PhaseConvolution:
 
     def placed(self, calls: Iterable[KernelCall]) -> list[KernelCall]:
         """The node's kernels, writing to where the phase's cells are."""
-        return [
-            replace(
-                call,
-                refs=tuple(
-                    replace(ref, offset=at) if (at := self.offsets.get((ref.kind, ref.index))) else ref for ref in call.refs
-                ),
-            )
-            for call in calls
-        ]
+
+        def moved(ref: Ref) -> Ref:
+            at = self.offsets.get((ref.kind, ref.index))
+            return ref if at is None else replace(ref, offset=at)  # scratch is known by its Ref
+
+        return [replace(call, refs=tuple(map(moved, call.refs))) for call in calls]
 
 
 def phase_convolutions(node: Node, op: str, ins: Sequence[Operand], out: Operand, residual: int | None) -> list[PhaseConvolution]:
