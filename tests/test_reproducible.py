@@ -180,8 +180,8 @@ def network() -> Graph:
     x = net.op("relu", net.conv(net.input(1, 12, 12, 3), 24, 3, pad=1))
     x = net.op("relu", net.conv(x, 24, 3, pad=1, group=24))
     x = net.conv(x, 40)
-    whole = {"kernel": (12, 12), "strides": (1, 1), "dilations": (1, 1), "pads_begin": (0, 0), "pads_end": (0, 0)}
-    average = net.op("average_pool", x, **whole, count_include_pad=False)
+    halves = {"kernel": (12, 6), "strides": (1, 6), "dilations": (1, 1), "pads_begin": (0, 0), "pads_end": (0, 0)}
+    average = net.op("average_pool", x, **halves, count_include_pad=False)
     sizes = net.op("mul", net.op("exp", net.op("mul", x, net.number(0.2))), net.weights(40))
     return net.graph(net.op("softmax", average, axis=3), net.op("sigmoid", net.op("add", sizes, x)))
 
