@@ -34,12 +34,19 @@ def fresh_memory(nbytes: int) -> np.ndarray:
     """
     if nbytes < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return np.empty(nbytes, np.uint8)
-    mapping = mmap.mmap(-1, nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    mapping, start = _pages(nbytes)
+    return np.frombuffer(mapping, np.uint8)[start : start + nbytes]
+
+
+def _pages(nbytes: int) -> tuple[mmap.mmap, int]:
+    """A mapping, and where in it `nbytes` start that are large pages, as far as there are such, else small ones."""
+    large = nbytes >= HUGE and hasattr(mmap, "MADV_HUGEPAGE")
+    mapping = mmap.mmap(-1, max(nbytes, 1) + HUGE * large, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if not large:
+        return mapping, 0
     with contextlib.suppress(OSError):  # a system may be built without
         mapping.madvise(mmap.MADV_HUGEPAGE)
-    memory = np.frombuffer(mapping, np.uint8)
-    start = -memory.ctypes.data % HUGE
-    return memory[start : start + nbytes]
+    return mapping, -ctypes.addressof(ctypes.c_char.from_buffer(mapping)) % HUGE
 
 
 class LoadedCode:
@@ -58,15 +65,15 @@ class LoadedCode:
         self._objects = objects
         for there in (_in_place(items), {}):
             nbytes = place(items, [Region(0, 1 << 62, False)], there).used[0]
-            self._mapping = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            start = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
+            self._mapping, offset = _pages(nbytes)
+            start = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping)) + offset
             if all(abs(address - start) < REACH for address in there.values()):
                 break
         region = Region(start, nbytes, False)
-        with memoryview(self._mapping) as view:
+        with memoryview(self._mapping) as whole, whole[offset : offset + nbytes] as view:
             self._addresses = link(items, [region], place(items, [region], there), [view])
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(len(self._mapping)), mmap.PROT_READ | mmap.PROT_EXEC):
+        if libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(max(nbytes, 1)), mmap.PROT_READ | mmap.PROT_EXEC):
             reason = os.strerror(ctypes.get_errno())
             raise TargetError(f"this system does not let a process make memory executable: {reason}")
 
