@@ -147,6 +147,28 @@ def test_resize(channels: int, target: Target) -> None:
     check(lower_resize_nearest, node_of("resize_nearest", [small], scaled(small, 3.0, 2.5)), [small], target)
 
 
+BYTES_RESIZED = ((2.0, 2.0), (1.0, 3.0), (1.5, 2.7), (0.5, 0.4), (4.0, 3.0))
+
+
+def extreme_bytes(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Numbers that make the largest sums, and some between."""
+    limits = np.iinfo(dtype)
+    return np.random.default_rng(sum(shape)).choice([limits.min, limits.max, 0, 1, 5, 77], shape).astype(dtype)
+
+
+@pytest.mark.parametrize("name", ["x86-64", "x86-64-v3", "x86-64-v4", "cascadelake", "aarch64", "cortex-m4", "cortex-m55"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_bilinear_resizing_of_bytes(dtype: str, name: str) -> None:
+    """To the bit: interpreted, and native where this machine can."""
+    target = find_target(name)
+    for channels, scales in itertools.product((1, 3, 8, 21, 70), BYTES_RESIZED):
+        x = extreme_bytes((2, 3, 4, channels), dtype)
+        node = node_of("resize_bilinear", [x], scaled(x, *scales))
+        check(lower_resize_bilinear, node, [x], target, pad=channels % 3)
+        if name in runnable_targets() and scales in BYTES_RESIZED[2:4]:
+            check(lower_resize_bilinear, node, [x], target, pad=channels % 3, how="native")
+
+
 @pytest.mark.parametrize("name", runnable_targets())
 def test_native(name: str) -> None:
     target = find_target(name)

@@ -89,6 +89,8 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any], tuple[int, ...]]] = [
     ("gather", [numbers(9, 30), RNG.integers(0, 9, 40).astype(np.int32)], {"axis": 0}, ()),
     ("resize_nearest", [numbers(8, 4, 3, 5)], {"scale_h": 2.0, "scale_w": 2.0, "out_h": 8, "out_w": 6}, ()),
     ("resize_bilinear", [numbers(8, 4, 3, 5)], {"scale_h": 2.0, "scale_w": 2.0, "out_h": 8, "out_w": 6}, ()),
+    ("resize_bilinear", [RNG.integers(0, 256, (8, 4, 3, 5)).astype(np.uint8)],
+     {"scale_h": 2.0, "scale_w": 2.0, "out_h": 8, "out_w": 6}, ()),
     ("bbox_transform", [BOXES, numbers(40, 8) / 9, np.array([[50, 60, 1]], np.float32)],
      {"weights": (10.0, 10.0, 5.0, 5.0), "rescale": True, "rotated": False, **ATTRS}, ()),
     ("roi_align", [numbers(1, 9, 11, 13), BOXES], {**ROI, "sampling": 2, "aligned": False, "rotated": False}, ()),

@@ -1,4 +1,4 @@
-"""Quantized averages: over windows and over whole axes. Sums are exact integers; one multiplication rounds them."""
+"""Quantized averages, over windows and over whole axes, and sums. Sums are exact integers; one multiplication rounds them."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def lower_q_average_pool(node: Node, ins: Sequence[Operand], outs: Sequence[Oper
     return lower_pool(node, ins[0], outs[0], target, _WindowMean(lambda k, a, b: a + b, 0, True, area, mean_of(node)), "i32")
 
 
-def lower_q_mean(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
-    """Over any axes; vectors along the last axis where it is kept."""
+def lower_q_reduce(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
+    """q_mean and q_sum over any axes; vectors along the last axis where it is kept."""
     (x,), (y,), axes = ins, outs, node.attrs["axes"]
     if y.type.size == 0:
         return []
@@ -100,12 +100,13 @@ def lower_q_mean(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], ta
     space = collapse([x.shape[i] for i in kept], [[x.strides[i] for i in kept], out_strides])
     along = space.strides[0][-1] == space.strides[1][-1] == 1
     lanes = target.lanes("i32") if along else 1
-    k = KernelBuilder("q_mean", target)
+    k = KernelBuilder(node.op, target)
     source, sink = k.param("in0"), k.param("out")
     begin, end = drivers(k)
     outer = space.shape[:-1]
     lead = leading_axes(outer)
     mean, count = mean_of(node), prod(over.shape)
+    divisor = count if node.op == "q_mean" else 1
 
     def row(at: list[Val]) -> None:
         come, go = (k.offset(p, position(k, at, s[:-1]), "i8") for p, s in zip((source, sink), space.strides, strict=True))
@@ -125,7 +126,7 @@ def lower_q_mean(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], ta
 
             sums = level(0, k.index(0), [k.zero(Type("i32", lanes))] * len(pieces))
             for total, (i, n) in zip(sums, pieces, strict=True):
-                store_bytes(k, k.offset(go, i * space.strides[1][-1], "i8"), [mean.finish(k, total, count, count)], n)
+                store_bytes(k, k.offset(go, i * space.strides[1][-1], "i8"), [mean.finish(k, total, count, divisor)], n)
 
         vector_row(k, space.shape[-1], lanes, 4, body)
 

@@ -21,6 +21,7 @@ from cortado.compiler.types import Quant, TensorType
 DTYPE = "int8"
 NAMES: Mapping[str, str] = {
     "conv": "q_conv", "fc": "q_fc", "add": "q_add", "mul": "q_mul", "average_pool": "q_average_pool", "reduce_mean": "q_mean",
+    "reduce_sum": "q_sum",
 }  # fmt: skip
 
 
