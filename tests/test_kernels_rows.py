@@ -10,12 +10,15 @@ import pytest
 from lowered import TARGETS, check, node_of
 from native import runnable_targets
 
+from cortado.backends.codegen import assembly
+from cortado.backends.llvm import emit_module
 from cortado.backends.targets import find_target
 from cortado.compiler.kernels.normalize import lower_lrn
 from cortado.compiler.kernels.reduce import lower_reduce
 from cortado.compiler.kernels.resize import lower_resize_bilinear, lower_resize_nearest
 from cortado.compiler.kernels.softmax import lower_softmax
 from cortado.compiler.ops.resize import resized
+from cortado.compiler.program import Operand, contiguous_strides
 from cortado.compiler.target import Target
 from cortado.errors import UnsupportedError
 
@@ -111,6 +114,19 @@ def test_reduction_of_other_types(dtype: str) -> None:
         for axes in ((0,), (2,), (0, 1, 2)):
             for target in TARGETS:
                 check(lower_reduce, node_of(op, [x], {"axes": axes, "keepdims": False}), [x], target)
+
+
+@pytest.mark.parametrize(("name", "register"), [("x86-64-v3", "%ymm"), ("x86-64-v4", "%zmm"), ("aarch64", ".16b")])
+@pytest.mark.parametrize(("dtype", "kind"), [("int8", "s"), ("uint8", "u")])
+def test_extrema_of_bytes_are_vectors_of_bytes(dtype: str, kind: str, name: str, register: str) -> None:
+    target = find_target(name)
+    x = np.zeros((1, 9, 9, 256), dtype)
+    node = node_of("reduce_max", [x], {"axes": (1, 2), "keepdims": False})
+    ins, outs = ([Operand(kind, contiguous_strides(kind.shape))] for kind in (node.inputs[0].type, node.types[0]))
+    (call,) = lower_reduce(node, ins, outs, target)
+    lines = assembly(emit_module([call.kernel], target, "m"), target).splitlines()
+    mnemonic = f"{kind}max" if name == "aarch64" else f"vpmax{kind}b"
+    assert any(mnemonic in line and register in line for line in lines)
 
 
 def test_long_sums_stay_accurate() -> None:

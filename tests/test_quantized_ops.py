@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from quantized_nodes import make_q, quant, result, values, window
 
+from cortado.compiler.graph import graph_input
+from cortado.compiler.ops import make
 from cortado.compiler.ops.quantized import make_table
 from cortado.compiler.ops.resize import bilinear_sources
 from cortado.compiler.reference import evaluate
@@ -168,14 +170,15 @@ def test_average_pool(model: ModuleType, include: bool) -> None:
 
 
 @pytest.mark.parametrize("keepdims", [False, True])
-def test_mean(keepdims: bool) -> None:
+def test_mean_and_sum(keepdims: bool) -> None:
     x = values(np.random.default_rng(9), (2, 3, 4, 5), "int8")
-    node = make_q("q_mean", [(x, quant(0.3, 7))], {"axes": (1, 2), "keepdims": keepdims, **result(0.1, -6)})
-    (got,) = evaluate(node, [x])
-    assert got.shape == ((2, 1, 1, 5) if keepdims else (2, 5))
-    for n, c in np.ndindex(2, 5):
-        acc = int((x[n, :, :, c].astype(int) - 7).sum())
-        assert got.reshape(2, 5)[n, c] == nearest_even(F(acc) * F(F(0.3) / F(F(0.1) * F(12))), -6, -128, 127)
+    for op, cells, scale in (("q_mean", 12, 0.1), ("q_sum", 1, 1.1)):
+        node = make_q(op, [(x, quant(0.3, 7))], {"axes": (1, 2), "keepdims": keepdims, **result(scale, -6)})
+        (got,) = evaluate(node, [x])
+        assert got.shape == ((2, 1, 1, 5) if keepdims else (2, 5))
+        for n, c in np.ndindex(2, 5):
+            acc = int((x[n, :, :, c].astype(int) - 7).sum())
+            assert got.reshape(2, 5)[n, c] == nearest_even(F(acc) * F(F(0.3) / F(F(scale) * F(cells))), -6, -128, 127)
 
 
 @pytest.mark.parametrize("scale", [0.003, 0.1, 2.5])
@@ -286,5 +289,9 @@ def test_refusals() -> None:
     ):
         with pytest.raises(ShapeError, match=word):
             make_q("q_fc", inputs, attrs)
+    for op in ("q_mean", "q_sum"):
+        large = graph_input("x", TensorType((2903, 2903), "uint8", quant(1.0, 0))).out()
+        with pytest.raises(ShapeError, match=r"sums of 8427409 elements .* may not fit 32 bits: at most 8421504 are added"):
+            make(op, [large], {"axes": (0, 1), "keepdims": False, **plain}, "node")
     with pytest.raises(ShapeError, match="1/256"):
         make_q("q_softmax", [good[0]], {"axis": 1, "quant": quant(1.0, -128), "dtype": "int8"})

@@ -148,13 +148,14 @@ def quantized_cases() -> list[Any]:
         ("q_fc", [rows, *filters(20, 12)], out, (1, 2)),
         ("q_table", [rows], {"table": table, "quant": Q, "dtype": "uint8"}, ()),
         ("q_mean", [image], {"axes": (1, 2), "keepdims": False, **out}, ()),
+        ("q_sum", [image], {"axes": (1, 2), "keepdims": True, **out}, ()),
         ("q_average_pool", [image], {**pool, **out}, ()),
         ("q_add", [rows, (values(RNG, (40, 12), "uint8"), Q)], out, ()),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("bits", [0, 128, 256])
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", range(9))
 def test_quantized_kernels_stop_as_well(number: int, bits: int) -> None:
     op, inputs, attrs, constants = quantized_cases()[number]
     node = make_q(op, inputs, attrs, constants)
