@@ -183,6 +183,9 @@ def test_bilinear_resizing_of_bytes(dtype: str, name: str) -> None:
         check(lower_resize_bilinear, node, [x], target, pad=channels % 3)
         if name in runnable_targets() and scales in BYTES_RESIZED[2:4]:
             check(lower_resize_bilinear, node, [x], target, pad=channels % 3, how="native")
+    for shape in ((1, 1, 1, 9), (1, 1, 3, 36), (2, 3, 1, 132)):
+        x = extreme_bytes(shape, dtype)
+        check(lower_resize_bilinear, node_of("resize_bilinear", [x], scaled(x, 2.0, 3.0)), [x], target)
 
 
 @pytest.mark.parametrize("name", runnable_targets())
