@@ -34,7 +34,7 @@ _PER_IMAGE = frozenset(
 )
 _PER_ROW = frozenset({"batch_norm", "lrn", "fc", "q_fc"})  # each row of all axes but the last by itself
 _ALONG = frozenset({"softmax", "q_softmax", "arg_max", "arg_min", "top_k"})  # one axis mixes
-_REDUCTIONS = frozenset({"reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "q_mean", "dequantized_mean"})
+_REDUCTIONS = frozenset({"reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "q_mean", "q_sum", "dequantized_mean"})
 _SUPPLIED = frozenset(
     {"top_rows", "join_rows", "image_splits", "box_nms", "distribute_proposals", "generate_proposals"}
 )  # take the number as an input

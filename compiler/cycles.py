@@ -126,6 +126,8 @@ class _Walk:
         if inst.kind == "select":
             return values[2] if values[0] == 0 else values[1] if values[0] is not None else None
         if any(v is None for v in values) or inst.kind == "convert":
+            if inst.attr == "smin":  # what is known of a minimum is what it does not exceed
+                return next((v for v in values if v is not None), None)
             return values[0] if inst.kind == "convert" and values else None
         a, b = (int(v) for v in values if v is not None)
         if inst.kind == "compare":

@@ -138,6 +138,9 @@ def across_elements() -> Iterator[Case]:
     for channels, op in itertools.product((1, 3, 19), ("resize_nearest", "resize_bilinear")):
         x = rows.eighths((2, 3, 4, channels))
         yield Case(LOWERINGS[op], node_of(op, [x], rows.scaled(x, 1.5, 2.7)), [x], 1e-6, 1e-5, pad=1)
+    for channels, dtype in itertools.product((3, 21, 70), ("int8", "uint8")):
+        x = rows.extreme_bytes((2, 3, 4, channels), dtype)
+        yield Case(LOWERINGS["resize_bilinear"], node_of("resize_bilinear", [x], rows.scaled(x, 1.5, 2.7)), [x], pad=1)
 
 
 def movement() -> Iterator[Case]:

@@ -16,7 +16,7 @@ from cortado.backends.codegen import assembly
 from cortado.backends.llvm import emit_module
 from cortado.backends.targets import find_target
 from cortado.compiler.graph import Node
-from cortado.compiler.kernels.quantized_average import lower_dequantized_mean, lower_q_average_pool, lower_q_mean
+from cortado.compiler.kernels.quantized_average import lower_q_average_pool, lower_q_reduce
 from cortado.compiler.kernels.quantized_conv import lower_q_conv, lower_q_conv_larger, lower_q_fc
 from cortado.compiler.kernels.quantized_pointwise import lower_dequantize, lower_q_add, lower_q_mul, lower_quantize
 from cortado.compiler.kernels.quantized_pooled import lower_q_conv_mean
@@ -147,9 +147,10 @@ def others() -> Iterator[Test]:
                 yield lower_q_average_pool, make_q("q_average_pool", [(x, quant(0.2, zero))], attrs), [x]
             for axes, keepdims in (((1, 2), False), ((3,), True), ((0, 2), True), ((0, 1, 2, 3), False)):
                 attrs = {"axes": axes, "keepdims": keepdims, **how}
-                yield lower_q_mean, make_q("q_mean", [(x, quant(0.2, zero))], attrs), [x]
+                for op, scale in (("q_mean", 0.2), ("q_sum", 0.02)):
+                    yield lower_q_reduce, make_q(op, [(x, quant(scale, zero))], attrs), [x]
                 real = {"axes": axes, "keepdims": keepdims}
-                yield lower_dequantized_mean, make_q("dequantized_mean", [(x, quant(0.2, zero))], real), [x]
+                yield lower_q_reduce, make_q("dequantized_mean", [(x, quant(0.2, zero))], real), [x]
         real = random.normal(0, 30, (3, 21)).astype(np.float32)
         real[0, :3] = np.nan, np.inf, -np.inf
         yield lower_quantize, make_q("quantize", [(real, None)], {"quant": quant(0.25, zero), "dtype": dtype}), [real]

@@ -10,12 +10,15 @@ import pytest
 from lowered import TARGETS, check, node_of
 from native import runnable_targets
 
+from cortado.backends.codegen import assembly
+from cortado.backends.llvm import emit_module
 from cortado.backends.targets import find_target
 from cortado.compiler.kernels.normalize import lower_lrn
 from cortado.compiler.kernels.reduce import lower_reduce
 from cortado.compiler.kernels.resize import lower_resize_bilinear, lower_resize_nearest
 from cortado.compiler.kernels.softmax import lower_softmax
 from cortado.compiler.ops.resize import resized
+from cortado.compiler.program import Operand, contiguous_strides
 from cortado.compiler.target import Target
 from cortado.errors import UnsupportedError
 
@@ -113,6 +116,19 @@ def test_reduction_of_other_types(dtype: str) -> None:
                 check(lower_reduce, node_of(op, [x], {"axes": axes, "keepdims": False}), [x], target)
 
 
+@pytest.mark.parametrize(("name", "register"), [("x86-64-v3", "%ymm"), ("x86-64-v4", "%zmm"), ("aarch64", ".16b")])
+@pytest.mark.parametrize(("dtype", "kind"), [("int8", "s"), ("uint8", "u")])
+def test_extrema_of_bytes_are_vectors_of_bytes(dtype: str, kind: str, name: str, register: str) -> None:
+    target = find_target(name)
+    x = np.zeros((1, 9, 9, 256), dtype)
+    node = node_of("reduce_max", [x], {"axes": (1, 2), "keepdims": False})
+    ins, outs = ([Operand(kind, contiguous_strides(kind.shape))] for kind in (node.inputs[0].type, node.types[0]))
+    (call,) = lower_reduce(node, ins, outs, target)
+    lines = assembly(emit_module([call.kernel], target, "m"), target).splitlines()
+    mnemonic = f"{kind}max" if name == "aarch64" else f"vpmax{kind}b"
+    assert any(mnemonic in line and register in line for line in lines)
+
+
 def test_long_sums_stay_accurate() -> None:
     """A million equal numbers: one accumulator would be off by per mille."""
     x = np.full((300_000, 1), 0.1, np.float32)
@@ -145,6 +161,31 @@ def test_resize(channels: int, target: Target) -> None:
         check(lower_resize_bilinear, node_of("resize_bilinear", [x], attrs), [x], target, rtol=1e-6, atol=1e-5, pad=channels % 3)
     small = eighths((1, 1, 1, channels)).astype(np.int32)
     check(lower_resize_nearest, node_of("resize_nearest", [small], scaled(small, 3.0, 2.5)), [small], target)
+
+
+BYTES_RESIZED = ((2.0, 2.0), (1.0, 3.0), (1.5, 2.7), (0.5, 0.4), (4.0, 3.0))
+
+
+def extreme_bytes(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Numbers that make the largest sums, and some between."""
+    limits = np.iinfo(dtype)
+    return np.random.default_rng(sum(shape)).choice([limits.min, limits.max, 0, 1, 5, 77], shape).astype(dtype)
+
+
+@pytest.mark.parametrize("name", ["x86-64", "x86-64-v3", "x86-64-v4", "cascadelake", "aarch64", "cortex-m4", "cortex-m55"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_bilinear_resizing_of_bytes(dtype: str, name: str) -> None:
+    """To the bit: interpreted, and native where this machine can."""
+    target = find_target(name)
+    for channels, scales in itertools.product((1, 3, 8, 21, 70), BYTES_RESIZED):
+        x = extreme_bytes((2, 3, 4, channels), dtype)
+        node = node_of("resize_bilinear", [x], scaled(x, *scales))
+        check(lower_resize_bilinear, node, [x], target, pad=channels % 3)
+        if name in runnable_targets() and scales in BYTES_RESIZED[2:4]:
+            check(lower_resize_bilinear, node, [x], target, pad=channels % 3, how="native")
+    for shape in ((1, 1, 1, 9), (1, 1, 3, 36), (2, 3, 1, 132)):
+        x = extreme_bytes(shape, dtype)
+        check(lower_resize_bilinear, node_of("resize_bilinear", [x], scaled(x, 2.0, 3.0)), [x], target)
 
 
 @pytest.mark.parametrize("name", runnable_targets())

@@ -31,6 +31,7 @@ CASES: list[tuple[str, list[tuple[tuple[int, ...], str]], dict[str, Any]]] = [
     ("pad", [((2, 3, 50), "float32")], {"begin": (0, 1, 0), "end": (0, 1, 0), "mode": "reflect", "value": 0.0}),
     ("gather", [((4, 5), "float32"), ((3,), "int64")], {"axis": 0}),
     ("resize_bilinear", [((1, 4, 4, 5), "float32")], {"scale_h": 1.5, "scale_w": 2.0, "out_h": 6, "out_w": 8}),
+    ("resize_bilinear", [((1, 4, 4, 21), "int8")], {"scale_h": 1.5, "scale_w": 2.0, "out_h": 6, "out_w": 8}),
     *((name, [((3, 50), "float32")], {}) for name in ("exp", "log", "tanh", "erf", "sin", "acos", "cbrt", "sqrt", "floor")),
     *((name, [((3, 50), "float32")] * 2, {}) for name in ("add", "pow", "lt")),
     *((name, [((3, 50), "int32")] * 2, {}) for name in ("mul", "div", "remainder")),

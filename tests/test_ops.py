@@ -13,7 +13,7 @@ from cortado.compiler.graph import Graph, Node, constant, graph_input
 from cortado.compiler.ops import OPS, make, merged
 from cortado.compiler.ops.record import Op
 from cortado.compiler.reference import run_graph
-from cortado.compiler.types import TensorType
+from cortado.compiler.types import Quant, TensorType
 from cortado.errors import InputError, ShapeError
 
 # --- table and making of nodes ---
@@ -39,6 +39,10 @@ def test_make_prefixes_shape_errors_and_refuses_wrong_attributes() -> None:
         make("softmax", [x], {"axes": 1}, "prob")
     with pytest.raises(AssertionError, match="no operator 'softmx'"):
         make("softmx", [x], {}, "prob")
+
+
+SAME_SIZE = {"scale_h": 1.0, "scale_w": 1.0, "out_h": 2, "out_w": 2}
+PER_ROW = TensorType((1, 2, 2, 2), "int8", Quant((0.5, 1.0), (0, 0), 1))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +114,8 @@ BIAS = (("bias",),)
         ("batch_norm", [IMAGE, *[TensorType((16,))] * 3, TensorType((8,))], {"epsilon": 1e-5}, r"variance has shape \[8\]; the input has 16"),
         ("lrn", [IMAGE], {"size": 4, "alpha": 1.0, "beta": 1.0, "bias": 1.0}, r"size=4 must be an odd"),
         ("resize_nearest", [IMAGE], {"scale_h": 0.0, "scale_w": 1.0, "out_h": 1, "out_w": 6}, r"scale_h=0.0 is impossible"),
+        ("resize_bilinear", [PER_ROW], SAME_SIZE, r"axis 1, which this operator does not keep"),
+        ("reduce_max", [PER_ROW], {"axes": (1,), "keepdims": True}, r"axis 1, which this operator does not keep"),
         ("relu", [TensorType((2,)), TensorType((2,))], {}, r"takes 1 input, got 2"),
     ],
 )  # fmt: skip

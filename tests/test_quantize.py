@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from graphs import Net, assert_same_meaning, node_named, ops
+from native import X86_LEVELS, runs_here
 
 import cortado
 from cortado import digits
 from cortado.backends.targets import find_target
 from cortado.compiler.graph import Graph, Value, constant
+from cortado.compiler.interpret import run_program
 from cortado.compiler.optimize import optimize
+from cortado.compiler.options import CompileOptions
+from cortado.compiler.pipeline import compile_program
 from cortado.compiler.quantize.boundary import integer_boundary
 from cortado.compiler.quantize.choose import moved_biases, quants_of
 from cortado.compiler.quantize.config import QuantizeConfig
@@ -133,6 +139,84 @@ def test_before_the_first_and_after_the_last_layer_all_is_float() -> None:
     assert snr(graph, made) > 30
 
 
+def upsampled(seed: int = 0) -> Graph:
+    """Features of half the size joined with others, as segmentation and detection do, then classes of the whole picture."""
+    net = Net(seed)
+    x = net.input(1, 12, 12, 3)
+    fine = relu(net, net.conv(x, 21, 3, pad=1))
+    coarse = relu(net, net.conv(fine, 21, 2, strides=(2, 2)))
+    wide = net.op("resize_bilinear", coarse, scale_h=2.0, scale_w=2.0, out_h=12, out_w=12, name="wide")
+    both = relu(net, net.conv(net.op("concat", wide, fine, axis=3), 40, 3, pad=1))
+    best = net.op("reduce_max", both, axes=(1, 2), keepdims=False, name="best")
+    return net.graph(net.fc(best, 10))
+
+
+def test_upsampling_and_extrema_keep_the_scale() -> None:
+    graph = upsampled()
+    made, _ = quantized(graph)
+    assert ops(made) == {
+        "quantize": 1, "q_conv": 3, "resize_bilinear": 1, "concat": 1, "reduce_max": 1, "q_fc": 1, "dequantize": 1,
+    }  # fmt: skip
+    for name in ("wide", "best"):
+        node = node_named(made, name)
+        assert node.types[0].quant == node.inputs[0].type.quant is not None
+    assert snr(graph, made) > 30
+
+
+@lru_cache(maxsize=1)
+def of_upsampling() -> tuple[Graph, CalibrationRecord, Feeds, np.ndarray]:
+    """The graph, its calibration, a sample, and what the baseline's kernels make of it."""
+    graph = upsampled()
+    record = cortado.calibrate(graph, samples(graph), method="min_max")
+    [feeds] = samples(graph, 1, seed=3)
+    options = CompileOptions(dtype="int8", keep_float="none")
+    want = run_program(compile_program(graph, find_target("x86-64"), options, record)[0], feeds)["out0"]
+    return graph, record, feeds, want
+
+
+@pytest.mark.parametrize("level", [*X86_LEVELS, "cascadelake", "host", "aarch64", "cortex-m0", "cortex-m4", "cortex-m55"])
+def test_upsampling_has_the_same_bits_everywhere(level: str) -> None:
+    """In this process, or emulated where this machine lacks the instructions."""
+    emulator = {"aarch64": "qemu-aarch64", "cortex": "qemu-system-arm"}.get(level.partition("-")[0], "bochs")
+    if level != "host" and not runs_here(find_target(level)) and shutil.which(emulator) is None:
+        pytest.skip(f"this machine does not run {level}, and {emulator} is not installed")
+    graph, record, feeds, want = of_upsampling()
+    model = cortado.compile(graph, target=level, dtype="int8", keep_float="none", calibration=record)
+    assert model.run(feeds)["out0"].tobytes() == want.tobytes() and len(np.unique(want)) > 5
+
+
+def test_sums_over_axes() -> None:
+    net = Net()
+    x = relu(net, net.conv(net.input(2, 6, 6, 3), 16, 3, pad=1))
+    total = net.op("reduce_sum", x, axes=(1, 2), keepdims=False, name="total")
+    least = net.op("reduce_min", net.conv(x, 8), axes=(1, 2), keepdims=False)
+    graph = net.graph(net.fc(total, 10), net.fc(least, 4))
+    made, _ = quantized(graph)
+    assert ops(made) == {"quantize": 1, "q_conv": 2, "q_sum": 1, "reduce_min": 1, "q_fc": 2, "dequantize": 2}
+    found = node_named(made, "total").types[0].quant
+    assert found is not None and found.zero_points == (-128,), "a sum of numbers above zero is above zero"
+    assert snr(graph, made) > 30
+
+
+@pytest.mark.parametrize(("side", "fits"), [(2900, True), (2903, False)])
+@pytest.mark.parametrize("op", ["reduce_sum", "reduce_mean"])
+def test_sums_that_need_more_than_32_bits_stay_float(op: str, side: int, fits: bool) -> None:
+    net = Net()
+    total = net.op(op, net.conv(net.input(1, side, side, 1), 1), axes=(1, 2), keepdims=False)
+    plan = make_plan(net.graph(net.fc(total, 2)))
+    assert (total.node in plan.quantized) == fits
+
+
+def test_what_is_blended_counts_for_the_range() -> None:
+    """Numbers far from the others disappear where sizes are reduced, and would be clipped before they are blended."""
+    for op, shown in (("resize_bilinear", True), ("resize_nearest", False)):
+        net = Net()
+        x = net.conv(net.input(1, 8, 8, 3), 8)
+        small = net.op(op, x, scale_h=0.4, scale_w=0.4, out_h=3, out_w=3)
+        plan = make_plan(net.graph(net.conv(small, 4)))
+        assert plan.of[x] == plan.of[small] and (x in plan.observed) == shown
+
+
 def test_several_outputs_and_inputs() -> None:
     net = Net()
     a = relu(net, net.conv(net.input(2, 4, 4, 3), 8))
@@ -147,7 +231,12 @@ def test_the_simulation_computes_what_the_integers_do(config: QuantizeConfig) ->
     net = Net()
     a = relu(net, net.conv(net.input(1, 8, 8, 3), 8, 3, pad=1))
     b = relu(net, net.conv(a, 8, 3, pad=1, group=8))
-    graph = optimize(net.graph(net.conv(net.op("add", net.conv(b, 8), a), 4)))
+    check_simulation(net.graph(net.conv(net.op("add", net.conv(b, 8), a), 4)), config)
+    check_simulation(upsampled(), config)
+
+
+def check_simulation(graph: Graph, config: QuantizeConfig) -> None:
+    graph = optimize(graph)
     made, record = quantized(graph, config)
     assert record.decision is not None
     plan = make_plan(equalized(graph, record.decision.factors))
@@ -248,6 +337,24 @@ def test_the_boundary_as_integers(dtype: str) -> None:
         np.testing.assert_allclose((got[name].astype(np.float32) - zero) * scale, want[name], atol=0.51 * scale)
     with pytest.raises(OptionError, match=f"io_dtype {dtype}: output 'out0' is computed in float32 by tanh"):
         integer_boundary(quantized(net.graph(net.op("tanh", a)))[0], dtype)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_an_upsampled_output_as_integers(dtype: str) -> None:
+    net = Net()
+    x = net.conv(net.input(1, 6, 5, 3), 4)
+    graph = net.graph(net.to_first(net.op("resize_bilinear", x, scale_h=3.0, scale_w=3.0, out_h=18, out_w=15)))
+    made, _ = quantized(graph)
+    whole = integer_boundary(made, dtype)
+    assert ops(whole) == {"q_conv": 1, "resize_bilinear": 1, "transpose": 1, **({"q_table": 2} if dtype == "uint8" else {})}
+    quant = whole.outputs[0][1].type.quant
+    [feeds] = samples(graph, 1)
+    into = whole.inputs[0].types[0].quant
+    assert quant is not None and into is not None
+    limits = np.iinfo(dtype)
+    raw = np.clip(np.rint(feeds["x0"] / np.float32(into.scales[0])) + into.zero_points[0], limits.min, limits.max).astype(dtype)
+    got = (run_graph(whole, {"x0": raw})["out0"].astype(np.float32) - quant.zero_points[0]) * quant.scales[0]
+    np.testing.assert_allclose(got, run_graph(made, feeds)["out0"], atol=0.64 * quant.scales[0])
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from quantized_nodes import make_q, quant, result, values, window
 
+from cortado.compiler.graph import graph_input
+from cortado.compiler.ops import make
 from cortado.compiler.ops.quantized import make_table
+from cortado.compiler.ops.resize import bilinear_sources
 from cortado.compiler.reference import evaluate
 from cortado.compiler.types import Quant, TensorType
 from cortado.errors import ShapeError
@@ -167,14 +170,15 @@ def test_average_pool(model: ModuleType, include: bool) -> None:
 
 
 @pytest.mark.parametrize("keepdims", [False, True])
-def test_mean(keepdims: bool) -> None:
+def test_mean_and_sum(keepdims: bool) -> None:
     x = values(np.random.default_rng(9), (2, 3, 4, 5), "int8")
-    node = make_q("q_mean", [(x, quant(0.3, 7))], {"axes": (1, 2), "keepdims": keepdims, **result(0.1, -6)})
-    (got,) = evaluate(node, [x])
-    assert got.shape == ((2, 1, 1, 5) if keepdims else (2, 5))
-    for n, c in np.ndindex(2, 5):
-        acc = int((x[n, :, :, c].astype(int) - 7).sum())
-        assert got.reshape(2, 5)[n, c] == nearest_even(F(acc) * F(F(0.3) / F(F(0.1) * F(12))), -6, -128, 127)
+    for op, cells, scale in (("q_mean", 12, 0.1), ("q_sum", 1, 1.1)):
+        node = make_q(op, [(x, quant(0.3, 7))], {"axes": (1, 2), "keepdims": keepdims, **result(scale, -6)})
+        (got,) = evaluate(node, [x])
+        assert got.shape == ((2, 1, 1, 5) if keepdims else (2, 5))
+        for n, c in np.ndindex(2, 5):
+            acc = int((x[n, :, :, c].astype(int) - 7).sum())
+            assert got.reshape(2, 5)[n, c] == nearest_even(F(acc) * F(F(0.3) / F(F(scale) * F(cells))), -6, -128, 127)
 
 
 @pytest.mark.parametrize("keepdims", [False, True])
@@ -255,6 +259,9 @@ def test_table(model: ModuleType) -> None:
         ("slice", {"starts": (0, 1, 0, 0), "stops": (1, 3, 2, 2)}),
         ("pad", {"begin": (0, 1, 1, 0), "end": (0, 1, 1, 0), "mode": "constant", "value": 7}),
         ("resize_nearest", {"scale_h": 2.0, "scale_w": 2.0, "out_h": 8, "out_w": 8}),
+        ("resize_bilinear", {"scale_h": 2.0, "scale_w": 2.0, "out_h": 8, "out_w": 8}),
+        ("reduce_max", {"axes": (1, 2), "keepdims": True}),
+        ("reduce_min", {"axes": (3,), "keepdims": False}),
         ("tile", {"repeats": (2, 1, 1, 1)}),
         ("broadcast_to", {"shape": (3, 4, 4, 2)}),
     ],
@@ -263,6 +270,33 @@ def test_movement_keeps_quantization(op: str, attrs: dict) -> None:
     x = values(np.random.default_rng(12), (1, 4, 4, 2), "int8")
     node = make_q(op, [(x, quant(0.5, 7))], attrs)
     assert node.types[0].quant == quant(0.5, 7) and evaluate(node, [x])[0].dtype == np.int8
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize(("height", "width"), [(8, 11), (3, 4), (2, 2), (1, 1), (61, 7)])
+def test_bilinear_resizing_of_bytes(dtype: str, height: int, width: int) -> None:
+    """Weights of 11 bits: half a step, and what each axis's rounded weight may add, 255 / 4096."""
+    x = values(np.random.default_rng(13), (2, 3, 4, 5), dtype)
+    attrs = {"scale_h": height / 3, "scale_w": width / 4, "out_h": height, "out_w": width}
+    (got,) = evaluate(make_q("resize_bilinear", [(x, quant(0.5, 7))], attrs), [x])
+    real = x.astype(np.float64)
+    (want,) = evaluate(make_q("resize_bilinear", [(real, None)], attrs), [real])
+    assert np.abs(got - want).max() <= 0.5 + 0.13
+    sides = [bilinear_sources(*sizes) for sizes in ((3, height), (4, width))]
+    (tops, bottoms, downs), (lefts, rights, overs) = sides
+    for n, y, z, c in np.ndindex(*got.shape):
+        h, v = round(float(overs[z]) * 2048), round(float(downs[y]) * 2048)
+        a, b, c_, d = (int(x[n, i, j, c]) for i in (tops[y], bottoms[y]) for j in (lefts[z], rights[z]))
+        top, bottom = (a << 11) + (b - a) * h, (c_ << 11) + (d - c_) * h
+        assert got[n, y, z, c] == ((top << 11) + (bottom - top) * v + (1 << 21)) >> 22
+
+
+def test_equal_cells_stay_what_they_are() -> None:
+    for dtype in ("int8", "uint8"):
+        for number in (np.iinfo(dtype).min, np.iinfo(dtype).max):
+            x = np.full((1, 2, 3, 1), number, dtype)
+            attrs = {"scale_h": 3.5, "scale_w": 4.0, "out_h": 7, "out_w": 12}
+            assert (evaluate(make_q("resize_bilinear", [(x, None)], attrs), [x])[0] == number).all()
 
 
 def test_refusals() -> None:
@@ -280,5 +314,9 @@ def test_refusals() -> None:
     ):
         with pytest.raises(ShapeError, match=word):
             make_q("q_fc", inputs, attrs)
+    for op in ("q_mean", "q_sum"):
+        large = graph_input("x", TensorType((2903, 2903), "uint8", quant(1.0, 0))).out()
+        with pytest.raises(ShapeError, match=r"sums of 8427409 elements .* may not fit 32 bits: at most 8421504 are added"):
+            make(op, [large], {"axes": (0, 1), "keepdims": False, **plain}, "node")
     with pytest.raises(ShapeError, match="1/256"):
         make_q("q_softmax", [good[0]], {"axis": 1, "quant": quant(1.0, -128), "dtype": "int8"})

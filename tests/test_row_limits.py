@@ -90,6 +90,8 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any], tuple[int, ...]]] = [
     ("gather", [numbers(9, 30), RNG.integers(0, 9, 40).astype(np.int32)], {"axis": 0}, ()),
     ("resize_nearest", [numbers(8, 4, 3, 5)], {"scale_h": 2.0, "scale_w": 2.0, "out_h": 8, "out_w": 6}, ()),
     ("resize_bilinear", [numbers(8, 4, 3, 5)], {"scale_h": 2.0, "scale_w": 2.0, "out_h": 8, "out_w": 6}, ()),
+    ("resize_bilinear", [RNG.integers(0, 256, (8, 4, 3, 5)).astype(np.uint8)],
+     {"scale_h": 2.0, "scale_w": 2.0, "out_h": 8, "out_w": 6}, ()),
     ("bbox_transform", [BOXES, numbers(40, 8) / 9, np.array([[50, 60, 1]], np.float32)],
      {"weights": (10.0, 10.0, 5.0, 5.0), "rescale": True, "rotated": False, **ATTRS}, ()),
     ("roi_align", [numbers(1, 9, 11, 13), BOXES], {**ROI, "sampling": 2, "aligned": False, "rotated": False}, ()),
@@ -151,13 +153,14 @@ def quantized_cases() -> list[Any]:
         ("q_table", [rows], {"table": table, "quant": Q, "dtype": "uint8"}, ()),
         ("q_mean", [image], {"axes": (1, 2), "keepdims": False, **out}, ()),
         ("dequantized_mean", [image], {"axes": (1, 2), "keepdims": True}, ()),
+        ("q_sum", [image], {"axes": (1, 2), "keepdims": True, **out}, ()),
         ("q_average_pool", [image], {**pool, **out}, ()),
         ("q_add", [rows, (values(RNG, (40, 12), "uint8"), Q)], out, ()),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("bits", [0, 128, 256])
-@pytest.mark.parametrize("number", range(11))
+@pytest.mark.parametrize("number", range(12))
 def test_quantized_kernels_stop_as_well(number: int, bits: int) -> None:
     op, inputs, attrs, constants = quantized_cases()[number]
     node = make_q(op, inputs, attrs, constants)

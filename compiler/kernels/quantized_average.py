@@ -1,4 +1,4 @@
-"""Quantized averages: over windows and over whole axes. Sums are exact integers; one multiplication rounds them."""
+"""Quantized averages, over windows and over whole axes, and sums. Sums are exact integers; one multiplication rounds them."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class Mean:
         shift = k.broadcast(k.const(150, I32) - k.binary("lshr", bits, 23), acc.type.lanes)
         return clamped(k, rounded_mean(k, acc, multiplier, shift), self.zero, self.lo, self.hi)
 
-    def store(self, k: KernelBuilder, place: Val, total: Val, cells: int, count: int) -> None:
-        """The averages of `cells` bytes each, for the first `count` lanes of their sums."""
-        store_bytes(k, place, [self.finish(k, total, cells, cells)], count)
+    def store(self, k: KernelBuilder, place: Val, total: Val, cells: int, divisor: int, count: int) -> None:
+        """The results for the first `count` lanes of sums of `cells` bytes each."""
+        store_bytes(k, place, [self.finish(k, total, cells, divisor)], count)
 
     def scale(self, k: KernelBuilder, divisor: Val | int) -> Val:
         """float32(x / float32(y * divisor))."""
@@ -83,8 +83,8 @@ class RealMean:
 
     stored = "f32"
 
-    def store(self, k: KernelBuilder, place: Val, total: Val, cells: int, count: int) -> None:
-        """As of Mean."""
+    def store(self, k: KernelBuilder, place: Val, total: Val, cells: int, divisor: int, count: int) -> None:
+        """As of Mean; the scale divides."""
         k.store_lanes(place, single(k, total - self.x_zero * cells) * self.scale, count)
 
 
@@ -125,19 +125,9 @@ def lower_q_average_pool(node: Node, ins: Sequence[Operand], outs: Sequence[Oper
     )
 
 
-def lower_q_mean(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
-    """q_mean over any axes; vectors along the last axis where it is kept."""
-    return _whole_axes(node, ins[0], outs[0], mean_of(node.inputs[0].type, node.attrs), target)
-
-
-def lower_dequantized_mean(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
-    """As `lower_q_mean`."""
-    cells = prod(ins[0].shape[i] for i in node.attrs["axes"])
-    return _whole_axes(node, ins[0], outs[0], real_mean_of(node.inputs[0].type, cells), target)
-
-
-def _whole_axes(node: Node, x: Operand, y: Operand, mean: Mean | RealMean, target: Target) -> list[KernelCall]:
-    axes = node.attrs["axes"]
+def lower_q_reduce(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
+    """q_mean, q_sum and dequantized_mean over any axes; vectors along the last axis where it is kept."""
+    (x,), (y,), axes = ins, outs, node.attrs["axes"]
     if y.type.size == 0:
         return []
     kept = [i for i in range(len(x.shape)) if i not in axes]
@@ -151,7 +141,9 @@ def _whole_axes(node: Node, x: Operand, y: Operand, mean: Mean | RealMean, targe
     begin, end = drivers(k)
     outer = space.shape[:-1]
     lead = leading_axes(outer)
-    count = prod(over.shape)
+    count, kind = prod(over.shape), node.inputs[0].type
+    mean = real_mean_of(kind, count) if node.op == "dequantized_mean" else mean_of(kind, node.attrs)
+    divisor = 1 if node.op == "q_sum" else count
 
     def row(at: list[Val]) -> None:
         come = k.offset(source, position(k, at, space.strides[0][:-1]), "i8")
@@ -172,7 +164,7 @@ def _whole_axes(node: Node, x: Operand, y: Operand, mean: Mean | RealMean, targe
 
             sums = level(0, k.index(0), [k.zero(Type("i32", lanes))] * len(pieces))
             for total, (i, n) in zip(sums, pieces, strict=True):
-                mean.store(k, k.offset(go, i * space.strides[1][-1], mean.stored), total, count, n)
+                mean.store(k, k.offset(go, i * space.strides[1][-1], mean.stored), total, count, divisor, n)
 
         vector_row(k, space.shape[-1], lanes, 4, body)
 

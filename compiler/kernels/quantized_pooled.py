@@ -61,7 +61,7 @@ class PooledRequantization(Requantization):
         assert self.mean is not None
         for at in range(0, channels, lanes):
             total = k.load(sums, I32.with_lanes(lanes), at)
-            self.mean.store(k, k.offset(out, at, self.mean.stored), total, self.cells, min(lanes, channels - at))
+            self.mean.store(k, k.offset(out, at, self.mean.stored), total, self.cells, self.cells, min(lanes, channels - at))
 
 
 def lower_q_conv_mean(

@@ -20,7 +20,7 @@ from cortado.compiler.kernels.normalize import lower_lrn
 from cortado.compiler.kernels.pointwise import lower_elementwise, lower_pointwise
 from cortado.compiler.kernels.pool import lower_average_pool, lower_max_pool
 from cortado.compiler.kernels.proposals import lower_generate_proposals
-from cortado.compiler.kernels.quantized_average import lower_dequantized_mean, lower_q_average_pool, lower_q_mean
+from cortado.compiler.kernels.quantized_average import lower_q_average_pool, lower_q_reduce
 from cortado.compiler.kernels.quantized_conv import lower_q_chosen, lower_q_conv, lower_q_fc
 from cortado.compiler.kernels.quantized_conv_transpose import lower_q_conv_transpose
 from cortado.compiler.kernels.quantized_pointwise import lower_dequantize, lower_q_add, lower_q_mul, lower_quantize
@@ -138,8 +138,9 @@ LOWERINGS: Mapping[str, Lowering] = {
     "q_add": lower_q_add,
     "q_mul": lower_q_mul,
     "q_average_pool": lower_q_average_pool,
-    "q_mean": lower_q_mean,
-    "dequantized_mean": lower_dequantized_mean,
+    "q_mean": lower_q_reduce,
+    "q_sum": lower_q_reduce,
+    "dequantized_mean": lower_q_reduce,
     "q_conv_mean": lower_q_conv_mean,
     "q_softmax": lower_q_softmax,
     "q_table": lower_q_table,

@@ -1,4 +1,4 @@
-"""Quantized operators without weights: addition, product, averages, softmax. Channels last; exact as in ops.quantized."""
+"""Quantized operators without weights: addition, product, averages, sums, softmax. Channels last; exact as in ops.quantized."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from cortado.compiler.ops.checks import arity, axis_in, broadcast_shapes, show
 from cortado.compiler.ops.pool import POOL_ATTRS, average_divisors, window_sums
 from cortado.compiler.ops.record import Attrs, Op, require
+from cortado.compiler.ops.reduce import REDUCE_ATTRS
 from cortado.compiler.ops.requantize import (
     RESULT_ATTRS,
     RESULTS,
@@ -32,7 +33,9 @@ from cortado.compiler.types import NUMPY_DTYPE, TensorType
 
 Types = Sequence[TensorType]
 Arrays = Sequence[np.ndarray]
+REDUCTION_ATTRS = {**REDUCE_ATTRS, **RESULT_ATTRS}
 SOFTMAX_SCALE = 2.0**-8
+MOST_SUMMED = (2**31 - 1) // 255  # bytes of one sum: it fits 32 bits whatever they are
 MOST_SOFTMAX = 1 << 16  # elements of one softmax: the table's entries stay at least 2^16
 
 
@@ -99,7 +102,7 @@ def _mul(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     return (round_even(acc.astype(np.float32) * scale[0], zy, lo, hi, dtype),)
 
 
-# --- averages ---
+# --- averages and sums ---
 
 
 def _infer_average(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -139,7 +142,12 @@ def _kept(shape: tuple[int, ...], attrs: Attrs) -> tuple[int, ...]:
     return tuple(d for i, d in enumerate(ones) if attrs["keepdims"] or i not in attrs["axes"])
 
 
-def _mean_shape(types: Types, attrs: Attrs) -> tuple[int, ...]:
+def summed(shape: Sequence[int], axes: Sequence[int]) -> int:
+    """Elements in each sum over the axes."""
+    return math.prod(shape[axis] for axis in axes)
+
+
+def _reduced_shape(types: Types, attrs: Attrs) -> tuple[int, ...]:
     arity(types, 1)
     (x,) = types
     scale_of(x)
@@ -147,18 +155,22 @@ def _mean_shape(types: Types, attrs: Attrs) -> tuple[int, ...]:
         axis_in(axis, len(x.shape), "reduced axis")
         require(x.shape[axis] > 0, f"axis {axis} of {show(x.shape)} is empty: there is nothing to reduce")
     require(len(set(attrs["axes"])) == len(attrs["axes"]), f"axes={tuple(attrs['axes'])} names an axis twice")
+    count = summed(x.shape, attrs["axes"])
+    require(
+        count <= MOST_SUMMED, f"sums of {count} elements of {show(x.shape)} may not fit 32 bits: at most {MOST_SUMMED} are added"
+    )
     return _kept(x.shape, attrs)
 
 
-def _infer_mean(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    return (check_result(_mean_shape(types, attrs), attrs),)
+def _infer_reduction(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    return (check_result(_reduced_shape(types, attrs), attrs),)
 
 
 def _infer_real_mean(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    return (TensorType(_mean_shape(types, attrs)),)
+    return (TensorType(_reduced_shape(types, attrs)),)
 
 
-def _sum(x: np.ndarray, zero: int, attrs: Attrs) -> np.ndarray:
+def _centred_sum(x: np.ndarray, zero: int, attrs: Attrs) -> np.ndarray:
     return np.asarray(_centred(x, zero).sum(axis=tuple(attrs["axes"]))).reshape(_kept(x.shape, attrs))
 
 
@@ -166,15 +178,23 @@ def _real_mean(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     """acc = sum(x - zx); float32(acc) * float32(sx / float32(cells))."""
     scale, zero = scale_of(attrs["input_types"][0])
     (x,) = arrays
-    cells = math.prod(x.shape[a] for a in attrs["axes"])
-    return (_sum(x, zero, attrs).astype(np.float32) * mean_scale(scale, np.float32(1), cells),)
+    total = _centred_sum(x, zero, attrs)
+    return (total.astype(np.float32) * mean_scale(scale, np.float32(1), summed(x.shape, attrs["axes"])),)
 
 
 def _mean(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     """As q_average_pool, over whole axes."""
+    return (_reduced(arrays[0], attrs, summed(arrays[0].shape, attrs["axes"])),)
+
+
+def _sum(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
+    """acc = sum(x - zx) over the axes; clamp(rhe(float32(acc) * float32(sx / sy)) + zy). qnnpack: requantize_mean."""
+    return (_reduced(arrays[0], attrs, 1),)
+
+
+def _reduced(x: np.ndarray, attrs: Attrs, divisor: int) -> np.ndarray:
     (sx,), (zx,), sy, _ = _scales(attrs)
-    (x,), axes = arrays, tuple(attrs["axes"])
-    return (requantize_average(_sum(x, zx, attrs), mean_scale(sx, sy, math.prod(x.shape[a] for a in axes)), attrs),)
+    return requantize_average(_centred_sum(x, zx, attrs), mean_scale(sx, sy, divisor), attrs)
 
 
 # --- softmax ---
@@ -223,11 +243,8 @@ OPS: tuple[Op, ...] = (
         {**POOL_ATTRS, "count_include_pad": "divide by the kernel's area, not by the cells inside the image", **RESULT_ATTRS},
         exact=True, portable=True, takes_types=True,
     ),
-    Op(
-        "q_mean", _infer_mean, _mean,
-        {"axes": "the axes reduced over", "keepdims": "keep them with size 1", **RESULT_ATTRS},
-        exact=True, portable=True, takes_types=True,
-    ),
+    Op("q_mean", _infer_reduction, _mean, REDUCTION_ATTRS, exact=True, portable=True, takes_types=True),
+    Op("q_sum", _infer_reduction, _sum, REDUCTION_ATTRS, exact=True, portable=True, takes_types=True),
     Op(
         "dequantized_mean", _infer_real_mean, _real_mean, {"axes": "the axes reduced over", "keepdims": "keep them with size 1"},
         exact=True, portable=True, takes_types=True,

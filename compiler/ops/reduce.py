@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cortado.compiler.ops.checks import FLOATS, NUMBERS, arity, axis_in, one_of, show
+from cortado.compiler.ops.checks import FLOATS, NUMBERS, arity, axis_in, moved, one_of, show
 from cortado.compiler.ops.record import Attrs, Op, require
 from cortado.compiler.ops.sums import tree_sum
 from cortado.compiler.types import TensorType
@@ -21,6 +21,15 @@ def _shape(shape: tuple[int, ...], attrs: Attrs) -> tuple[int, ...]:
     if attrs["keepdims"]:
         return tuple(1 if i in axes else d for i, d in enumerate(shape))
     return tuple(d for i, d in enumerate(shape) if i not in axes)
+
+
+def _infer_extremum(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    """An extremum is one of the elements, and quantized as they are."""
+    (result,) = _infer(types, attrs, NUMBERS, False)
+    axis, axes = None if types[0].quant is None else types[0].quant.axis, attrs["axes"]
+    if axis is not None:
+        axis = None if axis in axes else axis if attrs["keepdims"] else axis - sum(a < axis for a in axes)
+    return (moved(types[0], result.shape, axis),)
 
 
 def _infer(types: Types, attrs: Attrs, allowed: frozenset[str], empty: bool) -> tuple[TensorType, ...]:
@@ -75,7 +84,7 @@ OPS: tuple[Op, ...] = (
     ),
     Op(
         "reduce_max",
-        lambda types, attrs: _infer(types, attrs, NUMBERS, False),
+        _infer_extremum,
         lambda arrays, attrs: (_max(arrays[0], attrs),),
         REDUCE_ATTRS,
         exact=True,
@@ -83,7 +92,7 @@ OPS: tuple[Op, ...] = (
     ),
     Op(
         "reduce_min",
-        lambda types, attrs: _infer(types, attrs, NUMBERS, False),
+        _infer_extremum,
         lambda arrays, attrs: (_min(arrays[0], attrs),),
         REDUCE_ATTRS,
         exact=True,

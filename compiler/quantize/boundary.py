@@ -9,10 +9,12 @@ import numpy as np
 from cortado.compiler.graph import Graph, Node, Value, graph_input
 from cortado.compiler.ops import make
 from cortado.compiler.ops.requantize import limits
+from cortado.compiler.quantize.plan import MOVES
 from cortado.compiler.types import NUMPY_DTYPE, Quant, TensorType
 from cortado.errors import OptionError
 
 INTEGERS = ("int8", "uint8")
+ALONE = frozenset(MOVES) - {"concat", "gather", "pad"}  # moves of one tensor that are the same of its integers
 SHIFT = {("int8", "uint8"): 128, ("uint8", "int8"): -128}
 
 
@@ -72,7 +74,7 @@ def _integer_output(value: Value, dtype: str) -> Value | None:
     if node.op == "softmax":
         quant = Quant((1 / 256,), (int(np.iinfo(NUMPY_DTYPE[dtype]).min),))
         return make("quantize", (value,), {"quant": quant, "dtype": dtype}, f"{node.name}/quantized", node.origin).out()
-    if node.op in ("reshape", "transpose"):
+    if node.op in ALONE:
         inner = _integer_output(node.inputs[0], dtype)
         return None if inner is None else make(node.op, (inner,), node.attrs, f"{node.name}/{dtype}", node.origin).out()
     return None

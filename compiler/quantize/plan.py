@@ -9,11 +9,16 @@ import numpy as np
 
 from cortado.compiler.graph import Graph, Node, Value
 from cortado.compiler.ops.elementwise import UNARY
+from cortado.compiler.ops.quantized_elementwise import MOST_SUMMED, summed
 
 LAYERS = ("conv", "conv_transpose", "fc")
 CLAMPS = ("relu", "clip")
-MOVES = ("max_pool", "reshape", "transpose", "concat", "slice", "pad", "tile", "resize_nearest", "gather", "broadcast_to")
-SUMS = ("average_pool", "reduce_mean")
+BLENDS = ("resize_bilinear",)  # between elements: rounded, but within their limits
+MOVES = (  # the result has the scale and zero point of the input
+    "max_pool", "reshape", "transpose", "concat", "slice", "pad", "tile", "resize_nearest", "gather", "broadcast_to", "reduce_max",
+    "reduce_min", *BLENDS,
+)  # fmt: skip
+SUMS = ("average_pool", "reduce_mean", "reduce_sum")
 PAIRS = ("add", "mul")
 
 
@@ -21,8 +26,8 @@ PAIRS = ("add", "mul")
 class Tensor:
     """Values that share scale and zero point.
 
-    name: of the first. members: all of them. shown: those that something else than a move within the group reads, whose values
-    therefore matter; they are observed.
+    name: of the first. members: all of them. shown: those that something else than a move of elements within the group reads, whose
+    values therefore matter; they are observed.
     """
 
     name: str
@@ -76,7 +81,8 @@ def _can_compute(node: Node) -> bool:
     if node.op in PAIRS:
         return True
     if node.op in SUMS:
-        return node.op == "reduce_mean" or 3 <= len(node.inputs[0].shape) <= 5
+        shape = node.inputs[0].shape
+        return 3 <= len(shape) <= 5 if node.op == "average_pool" else 1 <= summed(shape, node.attrs["axes"]) <= MOST_SUMMED
     return table_input(node) is not None
 
 
@@ -86,8 +92,13 @@ def _can_move(node: Node) -> bool:
     return not (node.op == "pad" and node.attrs["mode"] == "constant" and node.attrs["value"] != 0)
 
 
+def passes_on(node: Node) -> bool:
+    """A move whose result holds elements of its inputs alone: clipping those to a range is the same before it and after it."""
+    return node.op in MOVES and node.op not in BLENDS
+
+
 def _moved(node: Node) -> Sequence[Value]:
-    """The inputs whose elements a move passes on."""
+    """The inputs that share the scale of a move's result."""
     return node.inputs if node.op == "concat" else node.inputs[:1]
 
 
@@ -153,8 +164,7 @@ def _with_tensors(graph: Graph, nodes: Sequence[Node], quantized: frozenset[Node
         shown = [
             value
             for value in members
-            if value in outputs
-            or any(not (r in quantized and r.op in MOVES and r.out() in inner) for r, _ in uses.get(value, ()))
+            if value in outputs or any(not (r in quantized and passes_on(r) and r.out() in inner) for r, _ in uses.get(value, ()))
         ]
         of.update((value, len(tensors)) for value in members)
         tensors.append(Tensor(repr(members[0]), tuple(members), tuple(shown)))
@@ -206,4 +216,8 @@ def limits_of(value: Value) -> tuple[float, float]:
     if node.op in (*MOVES, "average_pool", "reduce_mean") and node.op != "pad":
         found = [limits_of(x) for x in (node.inputs if node.op == "concat" else node.inputs[:1])]
         return min(low for low, _ in found), max(high for _, high in found)
+    if node.op == "reduce_sum":
+        count = summed(node.inputs[0].shape, node.attrs["axes"])
+        low, high = limits_of(node.inputs[0])
+        return (count * low, count * high) if count else (0.0, 0.0)
     return -np.inf, np.inf

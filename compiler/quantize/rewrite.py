@@ -11,6 +11,7 @@ import numpy as np
 from cortado.compiler.graph import Graph, Node, Value, constant, graph_input
 from cortado.compiler.ops import make
 from cortado.compiler.ops.quantized import make_table
+from cortado.compiler.ops.quantized_elementwise import MOST_SUMMED, summed
 from cortado.compiler.ops.window import is_global
 from cortado.compiler.quantize.plan import LAYERS, MOVES, Plan, activations, clamp_of, table_input
 from cortado.compiler.quantize.ranges import GREATEST, LEAST
@@ -22,7 +23,7 @@ from cortado.compiler.types import Quant, TensorType
 DTYPE = "int8"
 NAMES: Mapping[str, str] = {
     "conv": "q_conv", "conv_transpose": "q_conv_transpose", "fc": "q_fc", "add": "q_add", "mul": "q_mul",
-    "average_pool": "q_average_pool", "reduce_mean": "q_mean",
+    "average_pool": "q_average_pool", "reduce_mean": "q_mean", "reduce_sum": "q_sum",
 }  # fmt: skip
 
 
@@ -136,9 +137,12 @@ class _Rewrite:
 
 def _averages(node: Node) -> bool:
     """A float32 mean over whole axes."""
-    if node.types[0].dtype != "float32":
-        return False
-    return node.op == "reduce_mean" or (node.op == "average_pool" and is_global(node.inputs[0].shape, node.attrs))
+    shape = node.inputs[0].shape if node.inputs else ()
+    if node.op == "average_pool":
+        axes = range(1, len(shape) - 1) if is_global(shape, node.attrs) else ()
+    else:
+        axes = node.attrs["axes"] if node.op == "reduce_mean" else ()
+    return bool(axes) and node.types[0].dtype == "float32" and summed(shape, axes) <= MOST_SUMMED
 
 
 def elementwise(node: Node, values: np.ndarray) -> np.ndarray:

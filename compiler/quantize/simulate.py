@@ -11,7 +11,7 @@ import numpy as np
 from cortado.compiler.graph import Graph, Node, Value, constant, graph_input
 from cortado.compiler.ops import make
 from cortado.compiler.ops.pointwise import Instruction
-from cortado.compiler.quantize.plan import LAYERS, Plan, activations, bias_of
+from cortado.compiler.quantize.plan import BLENDS, LAYERS, Plan, activations, bias_of
 from cortado.compiler.quantize.ranges import GREATEST, LEAST
 from cortado.compiler.quantize.weights import rounded_weights, weight_scales
 from cortado.compiler.rewrite import with_unique_names
@@ -116,7 +116,7 @@ class _Build:
 
     def _keeps(self, node: Node) -> bool:
         """Does the node pass on elements of tensors with its own result's scale?"""
-        return all(self.plan.of[value] == self.plan.of[node.out()] for value in activations(node))
+        return node.op not in BLENDS and all(self.plan.of[value] == self.plan.of[node.out()] for value in activations(node))
 
     def _copy(self, node: Node, inputs: tuple[Value, ...]) -> None:
         fresh = node if inputs == node.inputs else Node(node.op, inputs, node.attrs, node.types, node.name, node.origin)
