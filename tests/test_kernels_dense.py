@@ -111,6 +111,13 @@ def test_native(name: str) -> None:
     check(lower_batch_matmul, node, arrays, target, how="native", pad=1)
 
 
+def test_sums_of_nothing() -> None:
+    arrays = [np.zeros((2, 3, 0), np.float32), np.zeros((0, 5), np.float32)]
+    for target in TARGETS:
+        node = node_of("batch_matmul", arrays, {"transpose_a": False, "transpose_b": False})
+        assert not check(lower_batch_matmul, node, arrays, target).any()
+
+
 def test_nothing_to_do() -> None:
     """Empty outputs need no kernel."""
     arrays = fc_arrays((0, 2), 3, 4, ())

@@ -144,6 +144,7 @@ def quantized_cases() -> list[Any]:
         ("q_conv", [image, *filters(8, 3, 3, 4)], {**window(2, pads=1), "group": 2, **out}, (1, 2)),
         ("q_conv", [image, *filters(8, 3, 3, 1)], {**window(2, pads=1), "group": 8, **out}, (1, 2)),
         ("q_fc", [rows, *filters(20, 12)], out, (1, 2)),
+        ("q_matmul", [rows, (values(RNG, (12, 20), "int8"), quant(0.02, 0))], {"transpose_a": False, "transpose_b": False, **out}, ()),
         ("q_table", [rows], {"table": table, "quant": Q, "dtype": "uint8"}, ()),
         ("q_mean", [image], {"axes": (1, 2), "keepdims": False, **out}, ()),
         ("q_average_pool", [image], {**pool, **out}, ()),
@@ -152,7 +153,7 @@ def quantized_cases() -> list[Any]:
 
 
 @pytest.mark.parametrize("bits", [0, 128, 256])
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", range(9))
 def test_quantized_kernels_stop_as_well(number: int, bits: int) -> None:
     op, inputs, attrs, constants = quantized_cases()[number]
     node = make_q(op, inputs, attrs, constants)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -64,24 +65,33 @@ class WeightSource:
 
 def pack_kernel(source: WeightSource, panels: Panels, scalar: str, target: Target) -> tuple[Kernel, int]:
     """A driver (weights, [bias], packed, begin, end) that makes the panels, and its number of tasks, one per panel."""
-    recorder = _Packer(source, panels, scalar, target)
-    return recorder.record(), recorder.groups * (panels.bodies + (panels.last > 0))
+    return _Packer(source, panels, scalar, target).record()
 
 
-class _Packer:
-    def __init__(self, source: WeightSource, panels: Panels, scalar: str, target: Target) -> None:
+class PanelPacker:
+    """Recording of a driver that makes the panels of weights, one per task; what a panel holds is said by `fill`.
+
+    rows: of per-channel numbers that each panel starts with. depth: rows of a panel after them.
+    """
+
+    def __init__(
+        self, family: str, source: WeightSource, panels: Panels, scalar: str, rows: int, depth: int, target: Target
+    ) -> None:
         self.source, self.panels = source, panels
-        self.k = KernelBuilder("pack_panels", target)
+        self.k = KernelBuilder(family, target)
         self.element, self.vector = Type(scalar), Type(scalar, panels.lanes)
-        self.groups = int(np.prod([count for count, _ in source.groups], dtype=int))
-        self.depth = int(np.prod([count for count, _ in source.terms], dtype=int))
-        self.sizes = panel_sizes(panels, self.depth, source.bias, self.groups)
+        self.groups = prod(count for count, _ in source.groups)
+        self.sizes = panel_sizes(panels, depth, rows, self.groups)
         self.weights = self.k.param("weights")
-        self.bias = self.k.param("bias") if source.bias else None
-        self.packed = self.k.param("packed")
 
-    def record(self) -> Kernel:
+    def fill(self, start: Val, group: Val, channel: Val, to: Val, vectors: int, last: bool) -> None:
+        """Write the panel of `vectors` vectors of channels from `channel` on, which begins at `to`; start: distance of its weights."""
+        raise NotImplementedError
+
+    def record(self) -> tuple[Kernel, int]:
+        """The kernel and its number of tasks."""
         k, panels = self.k, self.panels
+        self.packed = k.param("packed")
         begin, end = k.param("begin", INDEX), k.param("end", INDEX)
         bodies = self.groups * panels.bodies
         if panels.bodies:
@@ -99,22 +109,38 @@ class _Packer:
                 1,
                 lambda i: self.panel(i, k.index(panels.bodies), i * self.sizes.last + start, True),
             )
-        return k.finish()
+        return k.finish(), self.groups * (panels.bodies + (panels.last > 0))
 
     def panel(self, group: Val, number: Val, at: Val, last: bool) -> None:
         k, panels, source = self.k, self.panels, self.source
-        vectors = panels.last if last else panels.vectors
-        step, scalar = vectors * panels.lanes, self.element.scalar
         channel = number * (panels.vectors * panels.lanes)
-        to = k.offset(self.packed, at, scalar)
-        if self.bias is not None:
-            self.copy(k.offset(self.bias, group * panels.outputs + channel, scalar), 1, to, vectors, last)
-            to = k.offset(to, step, scalar)
         base, rest = channel * source.output, group
         for count, distance in reversed(source.groups):
             base = base + (rest % count) * distance
             rest = rest // count
-        self.terms(k.offset(self.weights, base, scalar), to, step, source.terms, vectors, last)
+        to = k.offset(self.packed, at, self.element.scalar)
+        self.fill(base, group, channel, to, panels.last if last else panels.vectors, last)
+
+    def lanes_of(self, v: int, vectors: int, last: bool) -> int:
+        """Channels in a vector of a panel."""
+        lanes = self.panels.lanes
+        return min(lanes, max(0, (self.panels.tail if last else lanes) + (vectors - 1 - v) * lanes))
+
+
+class _Packer(PanelPacker):
+    """Of weights that are copied as they are, after a bias."""
+
+    def __init__(self, source: WeightSource, panels: Panels, scalar: str, target: Target) -> None:
+        super().__init__("pack_panels", source, panels, scalar, source.bias, prod(count for count, _ in source.terms), target)
+        self.bias = self.k.param("bias") if source.bias else None
+
+    def fill(self, start: Val, group: Val, channel: Val, to: Val, vectors: int, last: bool) -> None:
+        k, scalar = self.k, self.element.scalar
+        step = vectors * self.panels.lanes
+        if self.bias is not None:
+            self.copy(k.offset(self.bias, group * self.panels.outputs + channel, scalar), 1, to, vectors, last)
+            to = k.offset(to, step, scalar)
+        self.terms(k.offset(self.weights, start, scalar), to, step, self.source.terms, vectors, last)
 
     def terms(self, weights: Val, to: Val, step: int, axes: Sequence[tuple[int, int]], vectors: int, last: bool) -> None:
         k, scalar = self.k, self.element.scalar
@@ -122,7 +148,7 @@ class _Packer:
             self.copy(weights, self.source.output, to, vectors, last)
             return
         (count, distance), inner = axes[0], axes[1:]
-        size = step * int(np.prod([c for c, _ in inner], dtype=int))
+        size = step * prod(c for c, _ in inner)
         k.loop(
             0,
             count,
@@ -135,12 +161,10 @@ class _Packer:
     def copy(self, start: Val, distance: int, to: Val, vectors: int, last: bool) -> None:
         """One term of every channel of a panel. Lanes without a channel stay as they are: what they give is never stored."""
         k, panels = self.k, self.panels
-        tail = panels.tail if last else panels.lanes
         if distance == 1:
             for v in range(vectors):
-                there = min(panels.lanes, max(0, tail + (vectors - 1 - v) * panels.lanes))
-                value = k.load_lanes(start, self.vector, there, v * panels.lanes)
+                value = k.load_lanes(start, self.vector, self.lanes_of(v, vectors, last), v * panels.lanes)
                 k.store(to, value, v * panels.lanes)
         else:
-            count = (vectors - 1) * panels.lanes + tail
+            count = (vectors - 1) * panels.lanes + (panels.tail if last else panels.lanes)
             k.loop(0, count, 1, lambda i: k.store(to, k.load(start, self.element, i * distance), i))

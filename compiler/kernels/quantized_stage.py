@@ -37,8 +37,21 @@ class Staged:
     padded: bool
 
 
-def stage(x: Operand, zero: int, groups: int, dot: Dot, begin: Sequence[int], end: Sequence[int], target: Target) -> Staged:
-    """x[..., groups * C], int8 or uint8. begin, end: cells of padding around the axes before the last one (none at the first ones)."""
+def stage(
+    x: Operand,
+    zero: int,
+    groups: int,
+    dot: Dot,
+    begin: Sequence[int],
+    end: Sequence[int],
+    target: Target,
+    source: Ref | None = None,
+) -> Staged:
+    """x[..., groups * C], int8 or uint8. begin, end: cells of padding around the axes before the last one (none at the first ones).
+
+    source: where x lies; None for input 0.
+    """
+    source = source or Ref("input", 0)
     signed, inside, unit = x.type.dtype == "int8", x.shape[-1] // groups, dot.neighbours
     words = -(-inside // unit)
     pads = any(b > 0 or e > 0 for b, e in zip(begin, end, strict=True))
@@ -46,7 +59,7 @@ def stage(x: Operand, zero: int, groups: int, dot: Dot, begin: Sequence[int], en
     if direct and all(s % unit == 0 for d, s in zip(x.shape[:-1], x.strides, strict=False) if d > 1):
         shape = (*x.shape[:-1], groups * words)
         operand = Operand(TensorType(shape, "int32"), (*(s // unit for s in x.strides[:-1]), 1))
-        return Staged([], Ref("input", 0), operand, words, signed, False)
+        return Staged([], source, operand, words, signed, False)
     padding = dot.name == "dot4" and pads
     around = [(max(b, 0), max(e, 0)) if padding else (0, 0) for b, e in zip(begin, end, strict=True)]
     outer = [n + b + e for n, (b, e) in zip(x.shape[:-1], around, strict=True)]
@@ -54,7 +67,7 @@ def stage(x: Operand, zero: int, groups: int, dot: Dot, begin: Sequence[int], en
     scratch = Ref("scratch", nbytes=prod(shape) * 4)
     kernel, tasks = _Stager(x, zero, signed, groups, inside, words * unit, dot, around, outer, target).record()
     operand = Operand(TensorType(shape, "int32"), contiguous_strides(shape))
-    return Staged([KernelCall(kernel, (Ref("input", 0), scratch), tasks, tasks)], scratch, operand, words, False, padding)
+    return Staged([KernelCall(kernel, (source, scratch), tasks, tasks)], scratch, operand, words, False, padding)
 
 
 def padded_image(x: Operand, zero: int, dot: Dot, around: Sequence[tuple[int, int]], slack: int, target: Target) -> Staged:

@@ -22,6 +22,7 @@ from cortado.compiler.kernels.pool import lower_average_pool, lower_max_pool
 from cortado.compiler.kernels.proposals import lower_generate_proposals
 from cortado.compiler.kernels.quantized_average import lower_q_average_pool, lower_q_mean
 from cortado.compiler.kernels.quantized_conv import lower_q_chosen, lower_q_conv, lower_q_fc
+from cortado.compiler.kernels.quantized_matmul import lower_q_matmul
 from cortado.compiler.kernels.quantized_pointwise import lower_dequantize, lower_q_add, lower_q_mul, lower_quantize
 from cortado.compiler.kernels.quantized_roi import lower_q_roi_align
 from cortado.compiler.kernels.quantized_table import lower_q_softmax, lower_q_table
@@ -120,7 +121,7 @@ def lowerings(optimize_for: str, tuning: Tuning | None = None, same_bits: bool =
 
 
 # Sums of products. Time goes there, so float ones are made as is fastest on each target; those of integers are exact in any order.
-CONTRACTIONS = frozenset({"conv", "conv_chain", "conv_transpose", "fc", "batch_matmul", "q_conv", "q_fc"})
+CONTRACTIONS = frozenset({"conv", "conv_chain", "conv_transpose", "fc", "batch_matmul", "q_conv", "q_fc", "q_matmul"})
 LOWERINGS: Mapping[str, Lowering] = {
     **dict.fromkeys(ELEMENTWISE, lower_elementwise),
     "pointwise": lower_pointwise,
@@ -130,6 +131,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     "fc": lower_fc,
     "q_conv": lower_q_conv,
     "q_fc": lower_q_fc,
+    "q_matmul": lower_q_matmul,
     "q_add": lower_q_add,
     "q_mul": lower_q_mul,
     "q_average_pool": lower_q_average_pool,
