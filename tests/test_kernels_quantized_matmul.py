@@ -14,14 +14,17 @@ from quantized_nodes import make_q, quant, result, values
 from cortado.backends.codegen import assembly
 from cortado.backends.llvm import emit_module
 from cortado.backends.targets import find_target
-from cortado.compiler.graph import Node
+from cortado.compiler.counts import Counts, Rows
+from cortado.compiler.graph import Node, graph_input
 from cortado.compiler.kernels.quantized_matmul import lower_q_matmul
 from cortado.compiler.legalize import legalize
+from cortado.compiler.ops import make
 from cortado.compiler.ops.quantized_matmul import MOST_TERMS
 from cortado.compiler.program import KernelCall, Operand, contiguous_strides
 from cortado.compiler.reference import evaluate
 from cortado.compiler.target import Target
-from cortado.errors import ShapeError
+from cortado.compiler.types import TensorType
+from cortado.errors import ShapeError, UnsupportedError
 
 Kind = tuple[str, int, str, int]
 INTERPRETED = [
@@ -116,6 +119,18 @@ def test_refusals() -> None:
         with pytest.raises(ShapeError, match=word):
             make_q("q_matmul", inputs, {**attrs, **more})
     make_q("q_matmul", [(long[:, 1:], quant(1.0, 0))] * 2, attrs)
+
+
+def test_rows_that_depend_on_the_data() -> None:
+    """Those of a are rows of the result; all others would be summed or repeated."""
+    rows = graph_input("x", TensorType((7, 7), "int8", quant(0.1, 3))).out()
+    kept = make("keep_rows", (rows, graph_input("mask", TensorType((7,), "bool")).out()), {}, "kept")
+    attrs = {"transpose_a": False, "transpose_b": False, **result(1.0, 0)}
+    assert Counts().of(make("q_matmul", (kept.out(), rows), attrs, "n").out()) == Rows(0, kept.out(1))
+    for inputs, turned in (((kept.out(), rows), True), ((rows, kept.out()), False)):
+        mixed = make("q_matmul", inputs, {**attrs, "transpose_a": turned}, "n")
+        with pytest.raises(UnsupportedError, match="'kept' depends on the data, and q_matmul would mix them"):
+            Counts().of(mixed.out())
 
 
 @pytest.mark.parametrize("target", INTERPRETED, ids=lambda target: target.name)

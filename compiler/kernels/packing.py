@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
 from cortado.compiler.builder import KernelBuilder, Val
+from cortado.compiler.kernels.strided import transposed
 from cortado.compiler.kernels.tiling import Panels
-from cortado.compiler.lang import INDEX, Kernel, Type
+from cortado.compiler.lang import BYTES, INDEX, Kernel, Type
 from cortado.compiler.target import Target
 
 
@@ -121,6 +122,42 @@ class PanelPacker:
         to = k.offset(self.packed, at, self.element.scalar)
         self.fill(base, group, channel, to, panels.last if last else panels.vectors, last)
 
+    def transpose(
+        self,
+        source: Val,
+        scalar: str,
+        terms: int,
+        unit: int,
+        to: Val,
+        vectors: int,
+        last: bool,
+        load: Callable[[Val, int, int], Val],
+    ) -> None:
+        """Rows of the panel, of `unit` terms each, where the terms of a channel lie side by side: blocks of a vector of channels
+        by as many rows are transposed. load: (place, how many terms, distance) -> a vector of a channel's rows.
+        """
+        k, lanes, output = self.k, self.panels.lanes, self.source.output
+        tail = self.lanes_of(vectors - 1, vectors, last)
+        full = vectors if tail == lanes else vectors - 1
+
+        def block(v: Val | int, channels: int, at: Val, terms: int) -> None:
+            place = k.offset(source, v * (lanes * output) + at, scalar)
+            loaded = [load(place, terms, output * channel) for channel in range(channels)]
+            loaded += [k.zero(self.vector)] * (lanes - channels)
+            for row, value in enumerate(transposed(k, loaded, BYTES[self.element.scalar])[: -(-terms // unit)]):
+                k.store(to, value, ((at // unit + row) * vectors + v) * lanes)
+
+        def blocks(at: Val, terms: int) -> None:
+            k.loop(0, full, 1, lambda v: block(v, lanes, at, terms))
+            if full < vectors:
+                block(full, tail, at, terms)
+
+        side = lanes * unit
+        whole = terms - terms % side
+        k.loop(0, whole, side, lambda at: blocks(at, side))
+        if whole < terms:
+            blocks(k.index(whole), terms - whole)
+
     def lanes_of(self, v: int, vectors: int, last: bool) -> int:
         """Channels in a vector of a panel."""
         lanes = self.panels.lanes
@@ -146,6 +183,11 @@ class _Packer(PanelPacker):
         k, scalar = self.k, self.element.scalar
         if not axes:
             self.copy(weights, self.source.output, to, vectors, last)
+            return
+        if axes[0][1] == 1 and self.source.output != 1 and self.panels.lanes > 1 and len(axes) == 1:
+            self.transpose(
+                weights, scalar, axes[0][0], 1, to, vectors, last, lambda *what: k.load_lanes(what[0], self.vector, *what[1:])
+            )
             return
         (count, distance), inner = axes[0], axes[1:]
         size = step * prod(c for c, _ in inner)

@@ -12,7 +12,6 @@ from cortado.compiler.builder import Val
 from cortado.compiler.kernels.packing import PanelPacker, WeightSource
 from cortado.compiler.kernels.quantized_tile import Dot
 from cortado.compiler.kernels.requantize import widened
-from cortado.compiler.kernels.strided import transposed
 from cortado.compiler.kernels.tiling import Panels
 from cortado.compiler.lang import Kernel, Type
 from cortado.compiler.target import Target
@@ -57,7 +56,7 @@ class _WordPacker(PanelPacker):
         if self.source.output == 1 or lanes == 1:
             self.interleave(bytes_, words, vectors, last)
         else:
-            self.transpose(bytes_, words, vectors, last)
+            self.transpose(bytes_, "i8", self.terms, self.unit, words, vectors, last, self.words_of)
         biases = self.biases(words, vectors)
         for v in range(vectors):
             k.store(to, biases[v], v * lanes)
@@ -96,30 +95,6 @@ class _WordPacker(PanelPacker):
         return found
 
     # --- terms side by side ---
-
-    def transpose(self, source: Val, words: Val, vectors: int, last: bool) -> None:
-        """As many words of a channel as a vector holds are loaded at once, for so many channels, and blocks of them transposed."""
-        k, lanes, unit = self.k, self.panels.lanes, self.unit
-        tail = self.lanes_of(vectors - 1, vectors, last)
-        full = vectors if tail == lanes else vectors - 1
-
-        def block(v: Val | int, channels: int, at: Val, terms: int) -> None:
-            place = k.offset(source, v * (lanes * self.source.output) + at, "i8")
-            loaded = [self.words_of(place, terms, self.source.output * j) for j in range(channels)]
-            loaded += [k.zero(self.vector)] * (lanes - channels)
-            for i, value in enumerate(transposed(k, loaded, 4)[: -(-terms // unit)]):
-                k.store(words, value, ((at // unit + i) * vectors + v) * lanes)
-
-        def column(at: Val, terms: int) -> None:
-            k.loop(0, full, 1, lambda v: block(v, lanes, at, terms))
-            if full < vectors:
-                block(full, tail, at, terms)
-
-        side = lanes * unit
-        whole = self.terms - self.terms % side
-        k.loop(0, whole, side, lambda at: column(at, side))
-        if whole < self.terms:
-            column(k.index(whole), self.terms - whole)
 
     def words_of(self, place: Val, terms: int, at: int) -> Val:
         """One channel's next terms; what a word has too much is multiplied by zeros."""
