@@ -18,6 +18,7 @@ from cortado.compiler.ops import (
     proposals,
     quantized,
     quantized_elementwise,
+    quantized_matmul,
     quantized_roi,
     roi,
     rows,
@@ -73,7 +74,19 @@ ATTRIBUTES: dict[str, Draw] = {
 # Inputs of these belong together in ways that random ones never do; tests of their own (test_detection, test_branches ...) make them.
 STRUCTURED = frozenset(
     op.name
-    for family in (boxes, branch, conv_chain, nms, proposals, roi, rows, quantized, quantized_elementwise, quantized_roi)
+    for family in (
+        boxes,
+        branch,
+        conv_chain,
+        nms,
+        proposals,
+        roi,
+        rows,
+        quantized,
+        quantized_elementwise,
+        quantized_matmul,
+        quantized_roi,
+    )
     for op in family.OPS
 )
 RANKS = {

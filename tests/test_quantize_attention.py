@@ -186,10 +186,11 @@ def test_arithmetic_with_one_number_is_a_table(op: str, first: bool) -> None:
 
 def test_estimates_keep_float_what_is_slower_so() -> None:
     """The softmax of a core with long vectors is faster in float; the products are not."""
-    graph = block(64, 64, 4)
-    record = calibrate(optimize(graph), samples(graph), ReferenceExecutor, QuantizeConfig("min_max", False, False))
-    costs = assign(optimize(graph), record, keep_float="slower", judge=find_target("x86-64-v3")).costs
-    assert costs is not None
-    by_name = {node.name: (costs.floats[node], costs.integers[node]) for node in costs.floats}
-    assert by_name["shares"][0] < by_name["shares"][1]
-    assert by_name["mixed"][0] > by_name["mixed"][1] and by_name["scaled"][0] > by_name["scaled"][1]
+    graph = optimize(block(96, 128, 2))
+    record = calibrate(graph, samples(graph), ReferenceExecutor, QuantizeConfig("min_max", False, False))
+    found = assign(graph, record, keep_float="slower", judge=find_target("x86-64-v3"))
+    assert found.floats == ("shares",)
+    assert found.costs is not None
+    for node in graph.nodes():
+        if node.op == "batch_matmul":
+            assert found.costs.integers[node] < found.costs.floats[node]
