@@ -102,7 +102,7 @@ def _passed_on(node: Node, inputs: Sequence[Rows | None]) -> Rows | None:
         return _gathered(node, inputs)
     if node.op == "concat":
         return _agreed(inputs) if all(rows is None or rows.axis != attrs["axis"] for rows in inputs) else None
-    if node.op == "batch_matmul":
+    if node.op in ("batch_matmul", "q_matmul"):
         rank = len(node.types[0].shape)
         aligned = _aligned(node, [first, None])
         single = first is not None and len(node.inputs[0].shape) == rank and inputs[1] is None

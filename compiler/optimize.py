@@ -13,6 +13,7 @@ from cortado.compiler.passes.dead_channels import remove_dead_channels
 from cortado.compiler.passes.fold_affine import expand_batch_norms, fold_affine, merge_affine
 from cortado.compiler.passes.fuse_elementwise import fuse_elementwise
 from cortado.compiler.passes.fuse_epilogue import fuse_epilogue
+from cortado.compiler.passes.products import products_to_layers, scale_factors
 from cortado.compiler.passes.simplify import simplify
 from cortado.compiler.rewrite import Rewrite, Steps
 from cortado.compiler.verify import verify
@@ -49,10 +50,12 @@ def optimize(graph: Graph, step_limit: int | None = None, trace: list[Rewrite] |
     graph = run(channels_last)
     graph = run(simplify)
     graph = run(absorb_transposes)
+    graph = run(products_to_layers)
 
     # Arithmetic per channel goes into weights. Before fusing, so that layers' epilogues are still open.
     graph = run(merge_affine)
     graph = run(fold_affine)
+    graph = run(scale_factors)
 
     # Fewer loops: epilogues first, they save a whole trip through memory; what remains is fused among itself.
     graph = run(fuse_epilogue)

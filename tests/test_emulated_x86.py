@@ -20,6 +20,7 @@ import test_kernels_move as move
 import test_kernels_pointwise as pointwise
 import test_kernels_pool as pool
 import test_kernels_quantized as quantized
+import test_kernels_quantized_matmul as quantized_matmul
 import test_kernels_quantized_transposed as quantized_transposed
 import test_kernels_quantized_winograd as quantized_winograd
 import test_kernels_rows as rows
@@ -172,6 +173,8 @@ def integers() -> Iterator[Case]:
         yield Case(LOWERINGS["q_conv_transpose"], *quantized_transposed.transposed(**form), pad=1)
     for form in quantized_winograd.CASES.values():
         yield Case(quantized_winograd.forced(4), *quantized.conv(**form)[1:], pad=1)
+    for node, arrays in quantized_matmul.cases():
+        yield Case(quantized_matmul.lower_q_matmul, node, arrays, pad=1)
 
 
 FAMILIES: tuple[Callable[[], Iterator[Case]], ...] = (

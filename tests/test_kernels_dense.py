@@ -85,6 +85,7 @@ PRODUCTS = [
     ((4, 3), (2, 3, 3, 5)),
     ((2, 3, 4, 2), (1, 3, 2, 3)),
     ((2, 7, 1), (2, 1, 5)),
+    ((2, 3, 37), (2, 37, 21)),
 ]
 
 
@@ -109,6 +110,13 @@ def test_native(name: str) -> None:
     arrays = [numbers(rng, 3, 40, 17), numbers(rng, 3, 29, 17)]
     node = node_of("batch_matmul", arrays, {"transpose_a": False, "transpose_b": True})
     check(lower_batch_matmul, node, arrays, target, how="native", pad=1)
+
+
+def test_sums_of_nothing() -> None:
+    arrays = [np.zeros((2, 3, 0), np.float32), np.zeros((0, 5), np.float32)]
+    for target in TARGETS:
+        node = node_of("batch_matmul", arrays, {"transpose_a": False, "transpose_b": False})
+        assert not check(lower_batch_matmul, node, arrays, target).any()
 
 
 def test_nothing_to_do() -> None:

@@ -18,6 +18,7 @@ from cortado.compiler.ops import (
     proposals,
     quantized,
     quantized_elementwise,
+    quantized_matmul,
     quantized_pooled,
     quantized_roi,
     roi,
@@ -84,6 +85,7 @@ STRUCTURED = frozenset(
         rows,
         quantized,
         quantized_elementwise,
+        quantized_matmul,
         quantized_pooled,
         quantized_roi,
     )

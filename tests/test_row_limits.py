@@ -150,6 +150,7 @@ def quantized_cases() -> list[Any]:
         ("q_conv_transpose", [image, *filters(6, 4, 4, 8)], {**steps, "group": 1, **out}, (1, 2)),
         ("q_conv_transpose", [image, *filters(8, 2, 2, 1)], {**steps, "group": 8, **out}, (1, 2)),
         ("q_fc", [rows, *filters(20, 12)], out, (1, 2)),
+        ("q_matmul", [rows, (values(RNG, (12, 20), "int8"), quant(0.02, 0))], {"transpose_a": False, "transpose_b": False, **out}, ()),
         ("q_table", [rows], {"table": table, "quant": Q, "dtype": "uint8"}, ()),
         ("q_mean", [image], {"axes": (1, 2), "keepdims": False, **out}, ()),
         ("dequantized_mean", [image], {"axes": (1, 2), "keepdims": True}, ()),
@@ -160,7 +161,7 @@ def quantized_cases() -> list[Any]:
 
 
 @pytest.mark.parametrize("bits", [0, 128, 256])
-@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("number", range(13))
 def test_quantized_kernels_stop_as_well(number: int, bits: int) -> None:
     op, inputs, attrs, constants = quantized_cases()[number]
     node = make_q(op, inputs, attrs, constants)

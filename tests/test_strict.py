@@ -46,10 +46,6 @@ def narrow_groups() -> cortado.Graph:
     return loaded([conv], {"x": (1, 24, 30, 30)}, ["y"], w=numbers(24, 3, 3, 3))
 
 
-def transposed_matrix() -> cortado.Graph:
-    return loaded([operator("BatchMatMul", ["a", "b"], ["y"], trans_a=1)], {"a": (300, 64), "b": (300, 20)}, ["y"])
-
-
 def columns_summed() -> cortado.Graph:
     sliced = operator("Slice", ["x"], ["z"], starts=[0, 0, 3], ends=[-1, -1, 4])
     return loaded([sliced, operator("ReduceSum", ["z"], ["y"], axes=[1], keepdims=0)], {"x": (50, 900, 8)}, ["y"])
@@ -59,7 +55,6 @@ GRAPHS = {
     "single_moves": moves,
     "packed_each_run": weights_from_data,
     "narrow_groups": narrow_groups,
-    "matrix_by_columns": transposed_matrix,
     "across_rows": columns_summed,
 }
 

@@ -168,8 +168,8 @@ class _Driver:
     def k_parts(self, at: _At, first: Val, stop: Val) -> None:
         """All units for one range of channels, then for the next."""
         k, channels, size = self.k, self.layer.geometry.channels, self.layer.partition.k_part
-        parts = -(-channels // size)
-        taps = self.layer.geometry.depth_of_sum // channels
+        parts = max(1, -(-channels // max(1, size)))
+        taps = self.layer.geometry.depth_of_sum // max(1, channels)
         step = taps * size * at.family.vectors * self.layer.panels.lanes
 
         def sweep(number: Number, run: int, part: Part) -> None:

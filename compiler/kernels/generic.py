@@ -36,10 +36,6 @@ GENERIC: Mapping[str, GenericWay] = MappingProxyType(
             "computes group by group, each with fewer channels than a vector has lanes",
             "use constant weights and groups with 2, 4 or 8 outputs, which share vectors, or wider ones, or one channel per group (depthwise)",
         ),
-        "matrix_by_columns": GenericWay(
-            "copies its first matrix element by element, since its rows are not dense",
-            "multiply without transposing the first matrix (trans_a=0)",
-        ),
         "across_rows": GenericWay(
             "reads single elements along an axis that is not dense, since the innermost axis has no length of its own",
             "reduce or normalize along the innermost axis, or keep an inner axis",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
 from cortado.compiler.builder import KernelBuilder, Val
+from cortado.compiler.kernels.strided import transposed
 from cortado.compiler.kernels.tiling import Panels
-from cortado.compiler.lang import INDEX, Kernel, Type
+from cortado.compiler.lang import BYTES, INDEX, Kernel, Type
 from cortado.compiler.target import Target
 
 
@@ -64,24 +66,33 @@ class WeightSource:
 
 def pack_kernel(source: WeightSource, panels: Panels, scalar: str, target: Target) -> tuple[Kernel, int]:
     """A driver (weights, [bias], packed, begin, end) that makes the panels, and its number of tasks, one per panel."""
-    recorder = _Packer(source, panels, scalar, target)
-    return recorder.record(), recorder.groups * (panels.bodies + (panels.last > 0))
+    return _Packer(source, panels, scalar, target).record()
 
 
-class _Packer:
-    def __init__(self, source: WeightSource, panels: Panels, scalar: str, target: Target) -> None:
+class PanelPacker:
+    """Recording of a driver that makes the panels of weights, one per task; what a panel holds is said by `fill`.
+
+    rows: of per-channel numbers that each panel starts with. depth: rows of a panel after them.
+    """
+
+    def __init__(
+        self, family: str, source: WeightSource, panels: Panels, scalar: str, rows: int, depth: int, target: Target
+    ) -> None:
         self.source, self.panels = source, panels
-        self.k = KernelBuilder("pack_panels", target)
+        self.k = KernelBuilder(family, target)
         self.element, self.vector = Type(scalar), Type(scalar, panels.lanes)
-        self.groups = int(np.prod([count for count, _ in source.groups], dtype=int))
-        self.depth = int(np.prod([count for count, _ in source.terms], dtype=int))
-        self.sizes = panel_sizes(panels, self.depth, source.bias, self.groups)
+        self.groups = prod(count for count, _ in source.groups)
+        self.sizes = panel_sizes(panels, depth, rows, self.groups)
         self.weights = self.k.param("weights")
-        self.bias = self.k.param("bias") if source.bias else None
-        self.packed = self.k.param("packed")
 
-    def record(self) -> Kernel:
+    def fill(self, start: Val, group: Val, channel: Val, to: Val, vectors: int, last: bool) -> None:
+        """Write the panel of `vectors` vectors of channels from `channel` on, which begins at `to`; start: distance of its weights."""
+        raise NotImplementedError
+
+    def record(self) -> tuple[Kernel, int]:
+        """The kernel and its number of tasks."""
         k, panels = self.k, self.panels
+        self.packed = k.param("packed")
         begin, end = k.param("begin", INDEX), k.param("end", INDEX)
         bodies = self.groups * panels.bodies
         if panels.bodies:
@@ -99,30 +110,87 @@ class _Packer:
                 1,
                 lambda i: self.panel(i, k.index(panels.bodies), i * self.sizes.last + start, True),
             )
-        return k.finish()
+        return k.finish(), self.groups * (panels.bodies + (panels.last > 0))
 
     def panel(self, group: Val, number: Val, at: Val, last: bool) -> None:
         k, panels, source = self.k, self.panels, self.source
-        vectors = panels.last if last else panels.vectors
-        step, scalar = vectors * panels.lanes, self.element.scalar
         channel = number * (panels.vectors * panels.lanes)
-        to = k.offset(self.packed, at, scalar)
-        if self.bias is not None:
-            self.copy(k.offset(self.bias, group * panels.outputs + channel, scalar), 1, to, vectors, last)
-            to = k.offset(to, step, scalar)
         base, rest = channel * source.output, group
         for count, distance in reversed(source.groups):
             base = base + (rest % count) * distance
             rest = rest // count
-        self.terms(k.offset(self.weights, base, scalar), to, step, source.terms, vectors, last)
+        to = k.offset(self.packed, at, self.element.scalar)
+        self.fill(base, group, channel, to, panels.last if last else panels.vectors, last)
+
+    def transpose(
+        self,
+        source: Val,
+        scalar: str,
+        terms: int,
+        unit: int,
+        to: Val,
+        vectors: int,
+        last: bool,
+        load: Callable[[Val, int, int], Val],
+    ) -> None:
+        """Rows of the panel, of `unit` terms each, where the terms of a channel lie side by side: blocks of a vector of channels
+        by as many rows are transposed. load: (place, how many terms, distance) -> a vector of a channel's rows.
+        """
+        k, lanes, output = self.k, self.panels.lanes, self.source.output
+        tail = self.lanes_of(vectors - 1, vectors, last)
+        full = vectors if tail == lanes else vectors - 1
+
+        def block(v: Val | int, channels: int, at: Val, terms: int) -> None:
+            place = k.offset(source, v * (lanes * output) + at, scalar)
+            loaded = [load(place, terms, output * channel) for channel in range(channels)]
+            loaded += [k.zero(self.vector)] * (lanes - channels)
+            for row, value in enumerate(transposed(k, loaded, BYTES[self.element.scalar])[: -(-terms // unit)]):
+                k.store(to, value, ((at // unit + row) * vectors + v) * lanes)
+
+        def blocks(at: Val, terms: int) -> None:
+            k.loop(0, full, 1, lambda v: block(v, lanes, at, terms))
+            if full < vectors:
+                block(full, tail, at, terms)
+
+        side = lanes * unit
+        whole = terms - terms % side
+        k.loop(0, whole, side, lambda at: blocks(at, side))
+        if whole < terms:
+            blocks(k.index(whole), terms - whole)
+
+    def lanes_of(self, v: int, vectors: int, last: bool) -> int:
+        """Channels in a vector of a panel."""
+        lanes = self.panels.lanes
+        return min(lanes, max(0, (self.panels.tail if last else lanes) + (vectors - 1 - v) * lanes))
+
+
+class _Packer(PanelPacker):
+    """Of weights that are copied as they are, after a bias."""
+
+    def __init__(self, source: WeightSource, panels: Panels, scalar: str, target: Target) -> None:
+        super().__init__("pack_panels", source, panels, scalar, source.bias, prod(count for count, _ in source.terms), target)
+        self.bias = self.k.param("bias") if source.bias else None
+
+    def fill(self, start: Val, group: Val, channel: Val, to: Val, vectors: int, last: bool) -> None:
+        k, scalar = self.k, self.element.scalar
+        step = vectors * self.panels.lanes
+        if self.bias is not None:
+            self.copy(k.offset(self.bias, group * self.panels.outputs + channel, scalar), 1, to, vectors, last)
+            to = k.offset(to, step, scalar)
+        self.terms(k.offset(self.weights, start, scalar), to, step, self.source.terms, vectors, last)
 
     def terms(self, weights: Val, to: Val, step: int, axes: Sequence[tuple[int, int]], vectors: int, last: bool) -> None:
         k, scalar = self.k, self.element.scalar
         if not axes:
             self.copy(weights, self.source.output, to, vectors, last)
             return
+        if axes[0][1] == 1 and self.source.output != 1 and self.panels.lanes > 1 and len(axes) == 1:
+            self.transpose(
+                weights, scalar, axes[0][0], 1, to, vectors, last, lambda *what: k.load_lanes(what[0], self.vector, *what[1:])
+            )
+            return
         (count, distance), inner = axes[0], axes[1:]
-        size = step * int(np.prod([c for c, _ in inner], dtype=int))
+        size = step * prod(c for c, _ in inner)
         k.loop(
             0,
             count,
@@ -135,12 +203,10 @@ class _Packer:
     def copy(self, start: Val, distance: int, to: Val, vectors: int, last: bool) -> None:
         """One term of every channel of a panel. Lanes without a channel stay as they are: what they give is never stored."""
         k, panels = self.k, self.panels
-        tail = panels.tail if last else panels.lanes
         if distance == 1:
             for v in range(vectors):
-                there = min(panels.lanes, max(0, tail + (vectors - 1 - v) * panels.lanes))
-                value = k.load_lanes(start, self.vector, there, v * panels.lanes)
+                value = k.load_lanes(start, self.vector, self.lanes_of(v, vectors, last), v * panels.lanes)
                 k.store(to, value, v * panels.lanes)
         else:
-            count = (vectors - 1) * panels.lanes + tail
+            count = (vectors - 1) * panels.lanes + (panels.tail if last else panels.lanes)
             k.loop(0, count, 1, lambda i: k.store(to, k.load(start, self.element, i * distance), i))

@@ -38,8 +38,21 @@ class Staged:
     around: tuple[tuple[int, int], ...]
 
 
-def stage(x: Operand, zero: int, groups: int, dot: Dot, begin: Sequence[int], end: Sequence[int], target: Target) -> Staged:
-    """x[..., groups * C], int8 or uint8. begin, end: cells of padding around the axes before the last one (none at the first ones)."""
+def stage(
+    x: Operand,
+    zero: int,
+    groups: int,
+    dot: Dot,
+    begin: Sequence[int],
+    end: Sequence[int],
+    target: Target,
+    source: Ref | None = None,
+) -> Staged:
+    """x[..., groups * C], int8 or uint8. begin, end: cells of padding around the axes before the last one (none at the first ones).
+
+    source: where x lies; None for input 0.
+    """
+    source = source or Ref("input", 0)
     signed, inside, unit = x.type.dtype == "int8", x.shape[-1] // groups, dot.neighbours
     words = -(-inside // unit)
     pads = any(b > 0 or e > 0 for b, e in zip(begin, end, strict=True))
@@ -47,7 +60,7 @@ def stage(x: Operand, zero: int, groups: int, dot: Dot, begin: Sequence[int], en
     if direct and all(s % unit == 0 for d, s in zip(x.shape[:-1], x.strides, strict=False) if d > 1):
         shape = (*x.shape[:-1], groups * words)
         operand = Operand(TensorType(shape, "int32"), (*(s // unit for s in x.strides[:-1]), 1))
-        return Staged([], Ref("input", 0), operand, words, replace(dot, flip=signed), ((0, 0),) * len(begin))
+        return Staged([], source, operand, words, replace(dot, flip=signed), ((0, 0),) * len(begin))
     padding = dot.name == "dot4" and pads
     around = tuple((max(b, 0), max(e, 0)) if padding else (0, 0) for b, e in zip(begin, end, strict=True))
     outer = [n + b + e for n, (b, e) in zip(x.shape[:-1], around, strict=True)]
@@ -55,7 +68,7 @@ def stage(x: Operand, zero: int, groups: int, dot: Dot, begin: Sequence[int], en
     scratch = Ref("scratch", nbytes=prod(shape) * 4)
     kernel, tasks = _Stager(x, zero, signed, groups, inside, words * unit, dot, around, outer, target).record()
     operand = Operand(TensorType(shape, "int32"), contiguous_strides(shape))
-    call = KernelCall(kernel, (Ref("input", 0), scratch), tasks, tasks)
+    call = KernelCall(kernel, (source, scratch), tasks, tasks)
     return Staged([call], scratch, operand, words, replace(dot, flip=False), around)
 
 

@@ -37,9 +37,13 @@ def fits_byte(w: np.ndarray) -> bool:
 
 def choose_dot(node: Node, w: np.ndarray, target: Target) -> Dot:
     """dot4 where the target has it and the weights fit a byte, else dot2."""
+    return dot_of(fits_byte(w), node.inputs[0].type.dtype == "int8", target)
+
+
+def dot_of(bytes_fit: bool, signed: bool, target: Target) -> Dot:
+    """bytes_fit: whether second factors without their zero points fit a signed byte. signed: whether the first factors' bytes have a sign."""
     vector = I32.with_lanes(target.lanes("i32"))
-    four = fits_byte(w) and target.has("dot4", vector, vector, vector)
-    return Dot("dot4" if four else "dot2", node.inputs[0].type.dtype == "int8")
+    return Dot("dot4" if bytes_fit and target.has("dot4", vector, vector, vector) else "dot2", signed)
 
 
 @dataclass(frozen=True)

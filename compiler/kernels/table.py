@@ -23,6 +23,7 @@ from cortado.compiler.kernels.proposals import lower_generate_proposals
 from cortado.compiler.kernels.quantized_average import lower_q_average_pool, lower_q_reduce
 from cortado.compiler.kernels.quantized_conv import lower_q_chosen, lower_q_conv, lower_q_fc
 from cortado.compiler.kernels.quantized_conv_transpose import lower_q_conv_transpose
+from cortado.compiler.kernels.quantized_matmul import lower_q_matmul
 from cortado.compiler.kernels.quantized_pointwise import lower_dequantize, lower_q_add, lower_q_mul, lower_quantize
 from cortado.compiler.kernels.quantized_pooled import lower_q_conv_mean
 from cortado.compiler.kernels.quantized_roi import lower_q_roi_align
@@ -123,7 +124,8 @@ def lowerings(optimize_for: str, tuning: Tuning | None = None, same_bits: bool =
 
 # Sums of products. Time goes there, so float ones are made as is fastest on each target; those of integers are exact in any order.
 CONTRACTIONS = frozenset(
-    {"conv", "conv_chain", "conv_transpose", "fc", "batch_matmul", "q_conv", "q_conv_transpose", "q_conv_mean", "q_fc"}
+    {"conv", "conv_chain", "conv_transpose", "fc", "batch_matmul"}
+    | {"q_conv", "q_conv_transpose", "q_conv_mean", "q_fc", "q_matmul"}
 )
 LOWERINGS: Mapping[str, Lowering] = {
     **dict.fromkeys(ELEMENTWISE, lower_elementwise),
@@ -135,6 +137,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     "q_conv": lower_q_conv,
     "q_conv_transpose": lower_q_conv_transpose,
     "q_fc": lower_q_fc,
+    "q_matmul": lower_q_matmul,
     "q_add": lower_q_add,
     "q_mul": lower_q_mul,
     "q_average_pool": lower_q_average_pool,

@@ -134,6 +134,9 @@ def _fc_macs(types: Types, attrs: Attrs) -> int:
     return math.prod(types[0].shape[:-1]) * math.prod(types[1].shape)
 
 
+MATMUL_ATTRS = {"transpose_a": "swap the last two axes of a first", "transpose_b": "swap the last two axes of b first"}
+
+
 def _matrices(types: Types, attrs: Attrs) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of both operands after the transpositions."""
     shapes = []
@@ -144,17 +147,27 @@ def _matrices(types: Types, attrs: Attrs) -> tuple[tuple[int, ...], tuple[int, .
     return shapes[0], shapes[1]
 
 
-def _infer_matmul(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    arity(types, 2)
-    dtype = same_dtype(types)
-    one_of(dtype, PRODUCTS)
+def product_shape(types: Types, attrs: Attrs) -> tuple[int, ...]:
+    """Of a[..., M, K] times b[..., K, N] after the transpositions (MATMUL_ATTRS), leading axes broadcast."""
     a, b = _matrices(types, attrs)
     require(
         a[-1] == b[-2],
         f"the matrices [{a[-2]},{a[-1]}] and [{b[-2]},{b[-1]}] cannot be multiplied: inner sizes {a[-1]} and {b[-2]} differ "
         f"(inputs {show(types[0].shape)} and {show(types[1].shape)})",
     )
-    return (TensorType((*broadcast_shapes([a[:-2], b[:-2]]), a[-2], b[-1]), dtype),)
+    return (*broadcast_shapes([a[:-2], b[:-2]]), a[-2], b[-1])
+
+
+def product_macs(types: Types, attrs: Attrs) -> int:
+    """Multiply-adds of a product of matrices."""
+    return math.prod(product_shape(types, attrs)) * _matrices(types, attrs)[0][-1]
+
+
+def _infer_matmul(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    arity(types, 2)
+    dtype = same_dtype(types)
+    one_of(dtype, PRODUCTS)
+    return (TensorType(product_shape(types, attrs), dtype),)
 
 
 def _matmul(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
@@ -163,19 +176,8 @@ def _matmul(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     return (a @ b,)
 
 
-def _matmul_macs(types: Types, attrs: Attrs) -> int:
-    a, _ = _matrices(types, attrs)
-    return _infer_matmul(types, attrs)[0].size * a[-1]
-
-
 OPS: tuple[Op, ...] = (
     Op("conv", _infer_conv, _conv, {**WINDOW_ATTRS, "group": "independent groups of channels", **EPILOGUE_ATTR}, macs=_conv_macs),
     Op("fc", _infer_fc, _fc, EPILOGUE_ATTR, macs=_fc_macs),
-    Op(
-        "batch_matmul",
-        _infer_matmul,
-        _matmul,
-        {"transpose_a": "swap the last two axes of a first", "transpose_b": "swap the last two axes of b first"},
-        macs=_matmul_macs,
-    ),
+    Op("batch_matmul", _infer_matmul, _matmul, MATMUL_ATTRS, macs=product_macs),
 )

@@ -141,7 +141,7 @@ def _layer(value: Value) -> Node | None:
     return node if all(parameter.constant is not None for parameter in node.inputs[1:]) else None
 
 
-def _with_parameters(layer: Node, weights: np.ndarray, bias: np.ndarray | None, node: Node, absorbed: Node) -> Node | None:
+def _with_parameters(layer: Node, weights: np.ndarray, bias: np.ndarray | None, node: Node, *absorbed: Node) -> Node | None:
     """The layer with other weights and bias, for the value of `node`; None where they are not finite. bias None: as it is."""
     w = layer.inputs[1]
     inputs = [layer.inputs[0], w if weights is w.constant else constant(weights, w.node.name, w.node.origin)]
@@ -157,7 +157,7 @@ def _with_parameters(layer: Node, weights: np.ndarray, bias: np.ndarray | None, 
         epilogue = epilogue or BIAS
     if weights is not w.constant and not np.all(np.isfinite(weights)):
         return None
-    return rewritten(layer.op, inputs, {**layer.attrs, "epilogue": epilogue}, node, (absorbed,))
+    return rewritten(layer.op, inputs, {**layer.attrs, "epilogue": epilogue}, node, absorbed)
 
 
 def _scaled(weights: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -187,6 +187,21 @@ def fold_into_layer_before(node: Node, context: Context) -> Replacement | None:
     if bias is not None and step.shift is not None:
         bias = bias + step.shift
     return _with_parameters(layer, weights, bias, node, layer)
+
+
+def scaled_layer(value: Value, scale: np.ndarray) -> Node | None:
+    """A layer that makes value * scale, where one makes the value and its parameters can have the scale; one number or one per channel."""
+    layer = _layer(value)
+    if layer is None:
+        return None
+    weights = _scaled(layer.inputs[1].node.attrs["value"], scale.reshape(-1, *(1,) * (len(layer.inputs[1].shape) - 1)))
+    return _with_parameters(layer, weights, _bias(layer) * scale if len(layer.inputs) > 2 else None, layer)
+
+
+def scaled_constant(value: Value, scale: np.ndarray) -> Value | None:
+    """A constant times a number; None where that is not finite."""
+    array = _scaled(value.node.attrs["value"], scale)
+    return constant(array, value.node.name, value.node.origin) if np.all(np.isfinite(array)) else None
 
 
 def _takes(reader: Node, position: int, step: Affine) -> bool:

@@ -12,7 +12,7 @@ from cortado.compiler.quantize.calibrate import Feeds, MakeExecutor, Observer, P
 from cortado.compiler.quantize.config import QuantizeConfig
 from cortado.compiler.quantize.equalize import equalized, find_factors
 from cortado.compiler.quantize.plan import LAYERS, Plan, limits_of, make_plan
-from cortado.compiler.quantize.ranges import METHODS, quant_of
+from cortado.compiler.quantize.ranges import METHODS, quant_of, symmetric_quant_of
 from cortado.compiler.quantize.record import CalibrationRecord, Decision, TensorStatistics
 from cortado.compiler.quantize.sensitivity import alone
 from cortado.compiler.quantize.simulate import Simulation, simulation
@@ -32,12 +32,15 @@ def quants_of(plan: Plan, statistics: Statistics, method: str) -> tuple[Quant, .
     """Scale and zero point of every tensor of the plan, by its method's range over what is shown of it, within what it cannot leave."""
     found = []
     for tensor in plan.tensors:
+        if tensor.quant is not None:
+            found.append(tensor.quant)
+            continue
         ranges = []
         for value in tensor.shown:
             (low, high), (least, most) = METHODS[method](statistics[repr(value)]), limits_of(value)
             ranges.append((max(low, least), min(high, most)))
         low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-        found.append(quant_of(low, high))
+        found.append((symmetric_quant_of if tensor.symmetric else quant_of)(low, high))
     return tuple(found)
 
 

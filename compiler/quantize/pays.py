@@ -68,7 +68,8 @@ class _Clock:
             return 0.0
         types = tuple(replace(v.type, quant=None) for v in node.inputs)
         attrs = tuple(sorted((k, repr(v)) for k, v in node.attrs.items() if k not in NODE_ONLY))
-        key = node.op, attrs, types, tuple(v.constant is None for v in node.inputs)
+        symmetric = tuple(v.type.quant is None or not any(v.type.quant.zero_points) for v in node.inputs[1:])
+        key = node.op, attrs, types, symmetric, tuple(v.constant is None for v in node.inputs)
         if key not in self.known:
             ins, outs = ([_whole(kind) for kind in kinds] for kinds in ([v.type for v in node.inputs], node.types))
             moved = sum(v.type.nbytes for v in node.inputs if v.constant is None) + sum(kind.nbytes for kind in node.types)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cortado.compiler.graph import Graph, Node, Value
-from cortado.compiler.ops.elementwise import UNARY
-from cortado.compiler.ops.quantized_elementwise import MOST_SUMMED, summed
+from cortado.compiler.ops.elementwise import ELEMENTWISE
+from cortado.compiler.ops.quantized_elementwise import MOST_SOFTMAX, MOST_SUMMED, SOFTMAX_SCALE, summed
+from cortado.compiler.ops.quantized_matmul import MOST_TERMS
+from cortado.compiler.types import Quant
 
 LAYERS = ("conv", "conv_transpose", "fc")
 CLAMPS = ("relu", "clip")
@@ -20,6 +22,7 @@ MOVES = (  # the result has the scale and zero point of the input
 )  # fmt: skip
 SUMS = ("average_pool", "reduce_mean", "reduce_sum")
 PAIRS = ("add", "mul")
+SHARES = Quant((SOFTMAX_SCALE,), (-128,))  # of a softmax's results, whatever the samples are
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,15 @@ class Tensor:
     """Values that share scale and zero point.
 
     name: of the first. members: all of them. shown: those that something else than a move of elements within the group reads, whose
-    values therefore matter; they are observed.
+    values therefore matter; they are observed. quant: what the operator that makes them fixes, or None. symmetric: products are faster
+    where zero is 0.
     """
 
     name: str
     members: tuple[Value, ...]
     shown: tuple[Value, ...]
+    quant: Quant | None = None
+    symmetric: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,27 +65,31 @@ def is_layer(node: Node) -> bool:
     return "activation" not in kinds or node.attrs["epilogue"][-1][1] in CLAMPS
 
 
+def is_product(node: Node) -> bool:
+    """A product of two float32 matrices that are both computed."""
+    if node.op != "batch_matmul" or node.types[0].dtype != "float32" or any(v.constant is not None for v in node.inputs):
+        return False
+    return node.inputs[0].shape[-2 if node.attrs["transpose_a"] else -1] <= MOST_TERMS
+
+
 def table_input(node: Node) -> Value | None:
     """The one float32 tensor of which the node's result is an elementwise function; None for other nodes."""
-    if node.op in UNARY and len(node.inputs) == 1:
-        x = node.inputs[0]
-    elif node.op == "pointwise":
-        free = [value for value in node.inputs if value.constant is None]
-        if len(free) != 1 or any(v.constant is not None and v.constant.size != 1 for v in node.inputs):
-            return None
-        x = free[0]
-    else:
+    if node.op != "pointwise" and not (node.op in ELEMENTWISE and all(v.type.dtype == "float32" for v in node.inputs)):
         return None
-    fits = x.type.dtype == "float32" and node.types[0] == x.type and x.constant is None
-    return x if fits else None
+    free = [value for value in node.inputs if value.constant is None]
+    if len(free) != 1 or any(v.constant is not None and v.constant.size != 1 for v in node.inputs):
+        return None
+    return free[0] if free[0].type.dtype == "float32" and node.types[0] == free[0].type else None
 
 
 def _can_compute(node: Node) -> bool:
-    """Apart from layers: is there an int8 operator that computes this?"""
+    """Apart from layers and products: is there an int8 operator that computes this?"""
     if any(kind.dtype != "float32" for kind in node.types) or any(v.constant is not None for v in node.inputs):
-        return node.op == "pointwise" and table_input(node) is not None
+        return table_input(node) is not None
     if node.op in PAIRS:
         return True
+    if node.op == "softmax":
+        return node.types[0].shape[node.attrs["axis"]] <= MOST_SOFTMAX
     if node.op in SUMS:
         shape = node.inputs[0].shape
         return 3 <= len(shape) <= 5 if node.op == "average_pool" else 1 <= summed(shape, node.attrs["axes"]) <= MOST_SUMMED
@@ -103,36 +113,60 @@ def _moved(node: Node) -> Sequence[Value]:
 
 
 def make_plan(graph: Graph) -> Plan:
-    """Layers become int8, and what lies between them; what only leads to outputs stays float, and so does arithmetic before the first."""
+    """Contractions become int8, and what lies between them; what only leads to outputs stays float, and so does arithmetic before the first.
+
+    Contractions are layers, and products of matrices that depend on one.
+    """
     nodes = graph.nodes()
-    leads = _leads_to_layers(graph, nodes)
-    quantized: set[Node] = set()
     after: set[Node] = set()  # what depends on a layer: before, arithmetic on the input is worth its precision
     for node in nodes:
-        depends = any(value.node in after for value in node.inputs)
-        computes = depends and _can_compute(node) and all(v.node in quantized for v in activations(node))
-        if is_layer(node) or (node in leads and (computes or _can_move(node))):
-            quantized.add(node)
-        if is_layer(node) or depends:
+        if is_layer(node) or any(value.node in after for value in node.inputs):
             after.add(node)
+    contractions = {node for node in nodes if is_layer(node) or (is_product(node) and node in after)}
     uses = graph.uses()
+    mixed = {node for node in nodes if node.op == "softmax" and _joins_others(node, uses)}
+    leads = _leads_to(contractions, nodes, uses, mixed)
+    quantized: set[Node] = set()
+    for node in nodes:
+        computes = node in after and node not in mixed and _can_compute(node)
+        computes = computes and all(value.node in quantized for value in activations(node))
+        if node in contractions or (node in leads and (computes or _can_move(node))):
+            quantized.add(node)
     for node in reversed(nodes):  # a move is worth it only if int8 computation reads the result
         if node in quantized and node.op in MOVES and not any(r in quantized for r, _ in uses.get(node.out(), ())):
             quantized.remove(node)
     return _with_tensors(graph, nodes, frozenset(quantized))
 
 
-def _leads_to_layers(graph: Graph, nodes: Sequence[Node]) -> set[Node]:
-    """Nodes from which a layer can be reached through what int8 can do."""
-    uses = graph.uses()
+Uses = Mapping[Value, Sequence[tuple[Node, int]]]
+
+
+def _leads_to(contractions: set[Node], nodes: Sequence[Node], uses: Uses, but: set[Node]) -> set[Node]:
+    """Nodes from which a contraction can be reached through what int8 can do, apart from some nodes."""
     found: set[Node] = set()
     for node in reversed(nodes):
         for i in range(len(node.types)):
-            for reader, position in uses.get(node.out(i), ()):
-                data = position == 0 or reader.op in ("concat", *PAIRS) or (is_layer(reader) and position >= 2)
-                if data and (is_layer(reader) or (reader in found and (_can_move(reader) or _can_compute(reader)))):
+            for reader, _ in uses.get(node.out(i), ()):
+                passes = reader in found and reader not in but and (_can_move(reader) or _can_compute(reader))
+                if (reader in contractions or passes) and node.out(i) in activations(reader):
                     found.add(node)
     return found
+
+
+def _joins_others(softmax: Node, uses: Uses) -> bool:
+    """Do moves join its results, whose scale is fixed, with those of other operators in one tensor?"""
+
+    def shares(value: Value) -> bool:
+        node = value.node
+        return node.op == "softmax" or (_can_move(node) and all(map(shares, _moved(node))))
+
+    waiting = [softmax.out()]
+    for value in waiting:
+        moves = [reader for reader, _ in uses.get(value, ()) if _can_move(reader) and value in _moved(reader)]
+        if not all(shares(other) for move in moves for other in _moved(move)):
+            return True
+        waiting += [move.out() for move in moves]
+    return False
 
 
 def _with_tensors(graph: Graph, nodes: Sequence[Node], quantized: frozenset[Node]) -> Plan:
@@ -157,6 +191,7 @@ def _with_tensors(graph: Graph, nodes: Sequence[Node], quantized: frozenset[Node
         groups.setdefault(root(value), []).append(value)
     uses = graph.uses()
     outputs = graph.output_values()
+    seconds = {node.inputs[1] for node in quantized if is_product(node)}
     tensors: list[Tensor] = []
     of: dict[Value, int] = {}
     for members in groups.values():
@@ -167,7 +202,9 @@ def _with_tensors(graph: Graph, nodes: Sequence[Node], quantized: frozenset[Node
             if value in outputs or any(not (r in quantized and passes_on(r) and r.out() in inner) for r, _ in uses.get(value, ()))
         ]
         of.update((value, len(tensors)) for value in members)
-        tensors.append(Tensor(repr(members[0]), tuple(members), tuple(shown)))
+        quant = SHARES if any(v.node in quantized and v.node.op == "softmax" for v in members) else None
+        symmetric = any(v in seconds for v in members)
+        tensors.append(Tensor(repr(members[0]), tuple(members), tuple(shown), quant, symmetric))
     return Plan(graph, quantized, tuple(tensors), of)
 
 
@@ -177,9 +214,10 @@ def activations(node: Node) -> tuple[Value, ...]:
         residual = ("residual",) in node.attrs["epilogue"]
         at = 2 + (("bias",) in node.attrs["epilogue"])
         return (node.inputs[0], *(node.inputs[at : at + 1] if residual else ()))
-    if node.op == "pointwise":
-        return tuple(value for value in node.inputs if value.constant is None)
-    return node.inputs if node.op in ("concat", *PAIRS) else node.inputs[:1]
+    x = table_input(node)
+    if x is not None:
+        return (x,)
+    return node.inputs if node.op in ("concat", *PAIRS) or is_product(node) else node.inputs[:1]
 
 
 def bias_of(node: Node) -> np.ndarray:

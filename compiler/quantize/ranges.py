@@ -15,6 +15,7 @@ LEVELS = 255  # steps between the least and the greatest int8 number
 LEAST, GREATEST = -128, 127
 SMALLEST_SCALE = 1e-30  # products of two scales stay normal float32 numbers
 EXTENSION = 1.5
+SYMMETRY = 2**0.5  # steps may be so much wider where zero is to be 0: half a bit
 STEPS = 100  # ranges that the searches below try
 
 
@@ -156,3 +157,10 @@ def quant_of(low: float, high: float) -> Quant:
     scale = max(scale, SMALLEST_SCALE)
     zero = int(np.clip(np.rint(LEAST - low / scale), LEAST, GREATEST))
     return Quant((float(np.float32(scale)),), (zero,))
+
+
+def symmetric_quant_of(low: float, high: float) -> Quant:
+    """As quant_of, but with zero point 0 where that costs no more than half a bit."""
+    found = quant_of(low, high)
+    scale = float(np.float32(max(-low, high) / GREATEST))
+    return Quant((scale,), (0,)) if SMALLEST_SCALE <= scale <= SYMMETRY * found.scales[0] else found

@@ -22,7 +22,7 @@ from cortado.compiler.types import Quant, TensorType
 
 DTYPE = "int8"
 NAMES: Mapping[str, str] = {
-    "conv": "q_conv", "conv_transpose": "q_conv_transpose", "fc": "q_fc", "add": "q_add", "mul": "q_mul",
+    "conv": "q_conv", "conv_transpose": "q_conv_transpose", "fc": "q_fc", "batch_matmul": "q_matmul", "add": "q_add", "mul": "q_mul",
     "average_pool": "q_average_pool", "reduce_mean": "q_mean", "reduce_sum": "q_sum",
 }  # fmt: skip
 
@@ -101,6 +101,9 @@ class _Rewrite:
             return make(node.op, (*inputs, *node.inputs[len(inputs) :]), self._moved_attrs(node), node.name, node.origin)
         if table_input(node) is not None:
             return self._table(node, inputs[0])
+        if node.op == "softmax":
+            attrs = {**node.attrs, "quant": self.quant(node.out()), "dtype": DTYPE}
+            return make("q_softmax", inputs, attrs, node.name, node.origin)
         return make(NAMES[node.op], inputs, {**node.attrs, **self._result(node)}, node.name, node.origin)
 
     def _moved_attrs(self, node: Node) -> dict[str, Any]:
