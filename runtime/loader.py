@@ -225,9 +225,12 @@ def _pointers(arrays: Sequence[np.ndarray | None]) -> ctypes.Array[ctypes.c_void
 
 
 def _address(array: np.ndarray) -> int:
-    """The interface is read a good deal faster than `ctypes.data`."""
-    address: int = array.__array_interface__["data"][0]
-    return address
+    """Each way is a good deal faster than the next; `ctypes.data` would be the last."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    except (TypeError, ValueError):  # not to be written, or empty
+        address: int = array.__array_interface__["data"][0]
+        return address
 
 
 def _missing_features(manifest: Manifest) -> str:
