@@ -65,6 +65,7 @@ class Block:
     """Recording of one block. Accumulators are a flat list: [output of a channel][pixel][vector]."""
 
     family = "depthwise"
+    halves = True  # whether few channels may be half a vector
 
     def __init__(self, spec: BlockSpec, target: Target) -> None:
         self.spec, self.stored = spec, spec.epilogue.stored(spec.scalar)
@@ -119,7 +120,7 @@ class Block:
         vectors = -(-channels // spec.lanes)
         start: list[Val] = []
         for m in range(spec.multiplier):
-            row = [self.start(bias, m * spec.vectors + v) for v in range(vectors)]
+            row = [self.start(bias, m * spec.vectors + v, self.vector_of(v, channels)) for v in range(vectors)]
             start += row * spec.pixels
 
         def walk(depth: int, a: Val, w: Val, sums: list[Val]) -> list[Val]:
@@ -151,8 +152,14 @@ class Block:
 
         return list(k.loop(0, p["kernel_rows"], 1, once, sums))
 
-    def start(self, bias: Val | None, number: int) -> Val:
-        return self.k.zero(self.vector) if bias is None else self.k.load(bias, self.vector, number * self.spec.lanes)
+    def start(self, bias: Val | None, number: int, vector: Type) -> Val:
+        return self.k.zero(vector) if bias is None else self.k.load(bias, vector, number * self.spec.lanes)
+
+    def vector_of(self, v: int, count: int) -> Type:
+        """Of vector v of `count` channels. Half a vector takes half the time of a long one where one of these starts in a cycle."""
+        lanes = self.spec.lanes
+        short = self.halves and self.spec.multiplier == 1 and lanes >= 16 and self.lanes_of(v, count) <= lanes // 2
+        return self.vector.with_lanes(lanes // 2) if short else self.vector
 
     def lanes_of(self, v: int, count: int) -> int:
         return min(self.spec.lanes, count - v * self.spec.lanes)
@@ -167,11 +174,12 @@ class Block:
             weights: dict[tuple[int, int], Val] = {}
             for position in sorted(users):
                 column = self.moved(a, self.p["column"] * position)
-                value = self.load(column, self.lanes_of(v, channels), v * spec.lanes)
+                value = self.load(column, self.vector_of(v, channels), self.lanes_of(v, channels), v * spec.lanes)
                 for tap, r in users[position]:
                     for m in range(spec.multiplier):
                         if (tap, m) not in weights:
-                            weights[tap, m] = self.load_weight(w, (tap * spec.multiplier + m) * width + v * spec.lanes)
+                            place = (tap * spec.multiplier + m) * width + v * spec.lanes
+                            weights[tap, m] = self.load_weight(w, place, value.type)
                         i = (m * spec.pixels + r) * vectors + v
                         sums[i] = self.multiply_add(value, weights[tap, m], sums[i])
         return sums
@@ -185,12 +193,12 @@ class Block:
                 found.setdefault(r * spec.step + tap * spec.dilation, []).append((tap, r))
         return found
 
-    def load(self, column: Val, count: int, at: int) -> Val:
+    def load(self, column: Val, vector: Type, count: int, at: int) -> Val:
         """The first `count` channels from `at` on."""
-        return self.k.load_lanes(column, self.vector, count, at)
+        return self.k.load_lanes(column, vector, count, at)
 
-    def load_weight(self, w: Val, at: int) -> Val:
-        return self.k.load(w, self.vector, at)
+    def load_weight(self, w: Val, at: int, vector: Type) -> Val:
+        return self.k.load(w, vector, at)
 
     def multiply_add(self, value: Val, weight: Val, total: Val) -> Val:
         return self.k.virtual("fma", value, weight, total)
@@ -205,7 +213,10 @@ class Block:
         beside: list[Val] = []
         if residual is not None:
             at = self.moved(residual, p["residual_pixel"] * r)
-            beside = [k.load_lanes(at, self.vector, count, v * spec.lanes) for v, count in enumerate(counts)]
+            beside = [
+                k.load_lanes(at, value.type, count, v * spec.lanes)
+                for v, (value, count) in enumerate(zip(values, counts, strict=True))
+            ]
         pixel = self.moved(out, p["out_pixel"] * r)
         for v, value in enumerate(spec.epilogue.finish(k, values, beside)):
             k.store_lanes(pixel, value, counts[v], v * spec.lanes)

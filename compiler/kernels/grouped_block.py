@@ -53,6 +53,7 @@ class GroupedBlock(Block):
     """Recording of one block. Weights are [tap][turn][channels that are packed together]."""
 
     family = "grouped"
+    halves = False
 
     def __init__(self, spec: BlockSpec, target: Target, groups: Groups) -> None:
         super().__init__(spec, target)
@@ -84,7 +85,7 @@ class GroupedBlock(Block):
                     value = self.spread(loaded[position], v, channels, turn % near)
                     for tap, r in users[position]:
                         if tap not in weights:
-                            weights[tap] = self.load_weight(w, (tap * inputs + turn) * width + v * spec.lanes)
+                            weights[tap] = self.load_weight(w, (tap * inputs + turn) * width + v * spec.lanes, self.vector)
                         sums[r * vectors + v] = self.multiply_add(value, weights[tap], sums[r * vectors + v])
         return sums
 
@@ -94,7 +95,7 @@ class GroupedBlock(Block):
         count = self.lanes_of(v, channels)
         start, places = self.groups.sources(v * lanes, count, 0)
         end = (places[-1] // self.groups.inputs + 1) * self.groups.inputs
-        return [self.load(column, min(lanes, end - at), start + at) for at in range(0, end, lanes)]
+        return [self.load(column, self.vector, min(lanes, end - at), start + at) for at in range(0, end, lanes)]
 
     def spread(self, loaded: list[Val], v: int, channels: int, turn: int) -> Val:
         """A vector in which every output's lane has the channel of its turn."""

@@ -21,7 +21,7 @@ from cortado.compiler.kernels.quantized_depthwise_quads import lower_q_quads, se
 from cortado.compiler.kernels.quantized_depthwise_rows import lower_q_rows
 from cortado.compiler.kernels.requantize import Requantization, load_bytes, multiplier_rows, widened
 from cortado.compiler.kernels.tiling import core_of
-from cortado.compiler.lang import Kernel
+from cortado.compiler.lang import Kernel, Type
 from cortado.compiler.ops.quantized import output_scales
 from cortado.compiler.ops.requantize import scale_of
 from cortado.compiler.program import KernelCall, Operand, Ref
@@ -73,6 +73,8 @@ class _Form:
 
 
 class _QuantizedBlock(Block):
+    halves = False
+
     def __init__(self, spec: BlockSpec, target: Target, form: _Form) -> None:
         super().__init__(spec, target)
         self.form, self.pair = form, False
@@ -91,18 +93,18 @@ class _QuantizedBlock(Block):
         self.pair = False
         return list(k.loop(whole, p["kernel_rows"], 1, once, both))
 
-    def load(self, column: Val, count: int, at: int) -> Val:
+    def load(self, column: Val, vector: Type, count: int, at: int) -> Val:
         k, lanes = self.k, self.spec.lanes
         value = load_bytes(k, column, lanes, count, at)
         if not self.pair:
             return widened(k, value, self.form.signed) - self.form.zero
         below = load_bytes(k, self.moved(column, self.p["a_row"]), lanes, count, at)
         woven = k.shuffle(value, below, [lanes * (i % 2) + i // 2 for i in range(2 * lanes)])
-        return k.convert(widened(k, woven, self.form.signed, "i16") - self.form.zero, self.vector, "bitcast")
+        return k.convert(widened(k, woven, self.form.signed, "i16") - self.form.zero, vector, "bitcast")
 
-    def load_weight(self, w: Val, at: int) -> Val:
-        weight = super().load_weight(w, at)
-        return weight | (super().load_weight(self.moved_words(w, self.p["w_row"]), at) << 16) if self.pair else weight
+    def load_weight(self, w: Val, at: int, vector: Type) -> Val:
+        weight = super().load_weight(w, at, vector)
+        return weight | (super().load_weight(self.moved_words(w, self.p["w_row"]), at, vector) << 16) if self.pair else weight
 
     def multiply_add(self, value: Val, weight: Val, total: Val) -> Val:
         return self.k.virtual("dot2", total, value, weight)
