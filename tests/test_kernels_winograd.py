@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lowered import TARGETS, check, made_target, node_of
+from lowered import TARGETS, check, made_target, node_of, run_lowered
 from native import runnable_targets
 
 from cortado.backends.targets import find_target
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.choice import Winograd
+from cortado.compiler.kernels.table import lower_chosen
 from cortado.compiler.kernels.winograd import choose_winograd, lower_winograd
 from cortado.compiler.kernels.winograd_algebra import TILES, error_bound, filtering
 from cortado.compiler.program import KernelCall, Operand, contiguous_strides
@@ -59,7 +60,7 @@ def forced(m: int) -> Any:
 
 
 def limits(m: int, taps: int) -> dict[str, float]:
-    """What a convolution of normal values may differ by: twelve times the products enlarge errors more where there are eight than six."""
+    """What a convolution of normal values may differ by: eight products enlarge errors more than six do."""
     return {"rtol": 1e-4, "atol": 1e-4 if m + taps < 9 else 5e-4}
 
 
@@ -166,6 +167,26 @@ def test_compiled(name: str, m: int, shape: tuple[int, ...], outputs: int) -> No
     check(forced(m), node, arrays, find_target(name), rtol=2e-5, atol=1e-5 * scale, how="native")
 
 
+@pytest.mark.parametrize("m, taps", [(6, 3), (3, 5), (6, 5)])
+def test_other_tiles_are_refused(m: int, taps: int) -> None:
+    node, arrays = conv_case((1, 9, 9, 8), 8, (1, 1), (1, 1), (), taps=taps)
+    with pytest.raises(ValueError, match=rf"F\({m}\) is not one of F\(2\), F\(4\)"):
+        run_lowered(forced(m), node, arrays, made_target(128))
+
+
+@pytest.mark.parametrize("kernel", [(1, 5), (5, 1), (3, 5), (7, 7), (2, 2)])
+def test_other_kernels_are_refused(kernel: tuple[int, int]) -> None:
+    arrays = [np.ones((1, 56, 56, 64), np.float32), np.ones((64, *kernel, 64), np.float32)]
+    attrs = {"strides": (1, 1), "dilations": (1, 1), "pads_begin": (0, 0), "pads_end": (0, 0), "group": 1, "epilogue": ()}
+    node = node_of("conv", arrays, attrs, [1])
+    types = [*(value.type for value in node.inputs), node.types[0]]
+    operands = [Operand(t, contiguous_strides(t.shape)) for t in types]
+    target = find_target("x86-64-v3")
+    assert choose_winograd(node, operands[:2], operands[2:], target) is None
+    with pytest.raises(ValueError, match="cannot be done by Winograd"):
+        lower_chosen(node, operands[:2], operands[2:], target, Winograd(2))
+
+
 def chosen(shape: tuple[int, ...], outputs: int, target: str = "x86-64-v3", group: int = 1, taps: int = 3, **attrs: Any) -> int:
     pads = (taps // 2,) * 2
     node, _ = conv_case(shape, outputs, pads, pads, (("bias",), RELU), group=group, taps=taps)
@@ -211,7 +232,8 @@ def test_five_taps_are_chosen_where_they_were_measured_to_be_faster(target: str)
     assert chosen((1, 6, 6, 64), 64, target, taps=5) == 2, "a quarter of the larger tiles' outputs would not exist"
     for size, channels, outputs in ((28, 1, 20), (112, 1, 64), (224, 3, 64), (3, 128, 128)):
         assert chosen((1, size, size, channels), outputs, target, taps=5) == 0, (size, channels, outputs)
-    assert chosen((1, 56, 56, 64), 64, target, taps=7) == 0, "there is no filtering for so many taps"
+    assert chosen((1, 28, 28, 32), 96, target, taps=5, strides=(2, 2)) == 0
+    assert chosen((1, 28, 28, 32), 32, target, 32, 5) == 0, "there is a faster way for depthwise convolutions"
 
 
 def test_tiny_layers_keep_their_small_weights() -> None:
