@@ -91,6 +91,12 @@ def test_the_error_against_float64_is_within_the_bound(m: int, taps: int) -> Non
     error = np.abs(got - exact).max(axis=(0, 1))
     allowed = error_bound(f, channels) * np.abs(w).sum(axis=(1, 2, 3))
     assert (error > 0).all() and (error < allowed).all() and (error * 1e5 > allowed).all()
+    assert error.max() < {4: 1e-6, 6: 2e-6, 8: 1e-5}[f.size] * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("m, taps, other, fewer", [(2, 5, 4, 3), (4, 5, 6, 3)])
+def test_errors_are_enlarged_as_much_as_with_fewer_taps_and_the_same_products(m: int, taps: int, other: int, fewer: int) -> None:
+    assert filtering(m, taps).enlargement == pytest.approx(filtering(other, fewer).enlargement, rel=1e-9)
 
 
 @pytest.mark.parametrize("m, taps", FILTERINGS)
