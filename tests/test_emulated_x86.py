@@ -76,6 +76,10 @@ def winograd_convolutions() -> Iterator[Case]:
     for m, shape, outputs in ((4, (1, 11, 9, 32), 48), (2, (2, 7, 7, 16), 32), (4, (1, 6, 7, 16), 16)):
         node, arrays = winograd.conv_case(shape, outputs, (1, 1), (1, 1), winograd.EVERYTHING)
         yield Case(winograd.forced(m), node, arrays, 1e-4, 2e-4)
+    for m, taps in winograd.FILTERINGS:
+        half = (taps // 2,) * 2
+        node, arrays = winograd.conv_case((1, 9, 10, 19), 24, half, half, winograd.EVERYTHING, taps=taps)
+        yield Case(winograd.forced(m), node, arrays, 1e-4, 1e-3)
     for channels, outputs, group in winograd.PARTIAL:
         node, arrays = winograd.conv_case((1, 6, 7, channels), outputs, (1, 1), (1, 1), winograd.EVERYTHING, group=group)
         yield Case(winograd.forced(4), node, arrays, 2e-4, 4e-4, pad=3)

@@ -14,6 +14,7 @@ import cortado
 from cortado.backends.targets import find_target
 from cortado.cli.main import cli, invoke
 from cortado.compiler.graph import Graph, Value, constant, graph_input
+from cortado.compiler.kernels.candidates import algorithms, cuts, shapes
 from cortado.compiler.kernels.choice import Chain, Choice, Depthwise, Direct, Grouped, Winograd, from_plain, to_plain
 from cortado.compiler.kernels.table import lower_chosen
 from cortado.compiler.lower import layers
@@ -127,6 +128,20 @@ def write(path: Path, target: str, choices: Mapping[str, Choice]) -> None:
 
 def kernels(model: cortado.Model, name: str) -> list[str]:
     return [step.kernel.rpartition("_")[0] for step in model._bundle.manifest.steps if step.name == name]
+
+
+def test_five_taps_may_be_measured_every_way() -> None:
+    rng = np.random.default_rng(2)
+    x = graph_input("x", TensorType((1, 14, 14, 24))).out()
+    attrs = {"strides": (1, 1), "dilations": (1, 1), "pads_begin": (2, 2), "pads_end": (2, 2), "group": 1, "epilogue": ()}
+    y = make("conv", [x, constant(rng.standard_normal((40, 5, 5, 24)).astype(np.float32), "w")], attrs, "five").out()
+    target = find_target("x86-64-v3")
+    layer = layers_of(Graph("net", (x.node,), (("y", y),)), target)[0]
+    what = (layer.node, layer.ins, layer.outs, target)
+    found = algorithms(*what)
+    assert found[0] == Winograd(4) and {Winograd(2), Winograd(4)} < set(found) and Direct in map(type, found)
+    for choice in found:
+        assert {*shapes(*what, choice), *cuts(*what, choice)} and lower_chosen(*what, choice)
 
 
 def test_measured_choices_are_compiled(tmp_path: Path) -> None:

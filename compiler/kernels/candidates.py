@@ -20,8 +20,8 @@ from cortado.compiler.kernels.quantized_conv import q_conv_sums, q_fc_sums
 from cortado.compiler.kernels.quantized_depthwise import serves_q_depthwise
 from cortado.compiler.kernels.quantized_winograd import choose_q_winograd, exact_filterings, q_product_problem, serves_q_winograd
 from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition, core_of, panel_choices, stores_far
-from cortado.compiler.kernels.winograd import choose_winograd, product_problem, serves_winograd
-from cortado.compiler.kernels.winograd_algebra import POINTS
+from cortado.compiler.kernels.winograd import choose_winograd, product_problem, serves_winograd, taps_of
+from cortado.compiler.kernels.winograd_algebra import TILES
 from cortado.compiler.lang import SCALAR_OF
 from cortado.compiler.program import Operand
 from cortado.compiler.target import Target
@@ -67,7 +67,7 @@ def algorithms(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targ
         found = [groups[0], *found] if choose_grouped(tiled.core, *_one_axis(tiled.problem)) is not None else [*found, groups[0]]
     if node.op == "conv" and serves_winograd(node, ins, outs, target):
         chosen = choose_winograd(node, ins, outs, target)
-        found = [*([] if chosen is None else [chosen]), *found, *(Winograd(m) for m in POINTS)]
+        found = [*([] if chosen is None else [chosen]), *found, *(Winograd(m) for m in TILES[taps_of(node)])]
     return list(dict.fromkeys(found))
 
 
@@ -121,7 +121,7 @@ def _tiled(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: 
 
 
 def _products(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, m: int) -> _Tiled:
-    """The matrix products of F(m, 3)."""
+    """The matrix products of F(m, taps)."""
     if node.op in QUANTIZED:
         return _Tiled(*q_product_problem(node, ins, outs, m, target), False, True)
     return _float(core_of(target, SCALAR_OF[outs[0].type.dtype]), product_problem(node, ins, outs, m, target))

@@ -32,7 +32,7 @@ class Direct:
 
 @dataclass(frozen=True)
 class Winograd:
-    """A 3x3 convolution by F(m, 3): m outputs of a tile along each axis. products: how its matrix products are done."""
+    """A convolution by F(m, taps), taps being the kernel's: m outputs of a tile along each axis. products: how its matrix products are done."""
 
     m: int
     products: Direct | None = None

@@ -16,6 +16,8 @@ import numpy as np
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.kernels.winograd_algebra import Filtering
 
+TAPS = 3
+TILES = (2, 4)  # the m of F(m, 3)
 LARGEST = 128  # magnitude of an input: bytes with a sign
 
 
@@ -41,7 +43,7 @@ class WholeFiltering(Filtering):
 
 
 def whole_filtering(m: int) -> WholeFiltering:
-    """m: 2 or 4."""
+    """m: one of TILES."""
     if m == 2:
         output = [[2, 1, 1, 0], [0, 1, -1, -2]]
         filters = [[1, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 1]]

@@ -19,14 +19,13 @@ from cortado.compiler.kernels.driver import Contraction, GroupAxis, contraction_
 from cortado.compiler.kernels.epilogue import EpilogueKind
 from cortado.compiler.kernels.geometry import Geometry, conv_geometry, rows_geometry
 from cortado.compiler.kernels.packing import pack_panels
-from cortado.compiler.kernels.quantized_filtering import WholeFiltering, whole_filtering
+from cortado.compiler.kernels.quantized_filtering import TAPS, TILES, WholeFiltering, whole_filtering
 from cortado.compiler.kernels.quantized_sums import centred_weights, choose_dot, dot_core, packed_words, requantization
 from cortado.compiler.kernels.quantized_tile import Dot
 from cortado.compiler.kernels.quantized_winograd_tiles import input_kernel, output_kernel
 from cortado.compiler.kernels.requantize import multiplier_rows
 from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition, panel_cycles
 from cortado.compiler.kernels.winograd import GAIN
-from cortado.compiler.kernels.winograd_algebra import POINTS, TAPS
 from cortado.compiler.kernels.winograd_drivers import Head, Scratch, Tiling, input_driver, output_driver, strips_of, tiles_of
 from cortado.compiler.ops.quantized import output_scales
 from cortado.compiler.ops.requantize import scale_of
@@ -64,7 +63,7 @@ def choose_q_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand
     direct = geometry.rows * _cycles(dot_core(target, direct_dot), outputs, geometry.width.outputs, geometry.depth_of_sum)
     core = dot_core(target, Dot("dot2"), narrows=False)
     best: tuple[float, int] | None = None
-    for m in POINTS:
+    for m in TILES:
         f = whole_filtering(m)
         tiling = tiles_of(node, ins, outs, f)
         products = f.size**2
@@ -101,13 +100,13 @@ def _plan_of(tiling: Tiling, channels: int, outputs: int, target: Target) -> _Pl
 def exact_filterings(node: Node) -> tuple[int, ...]:
     """The m for which F(m, 3) of the node's weights is exact."""
     w = centred_weights(node)
-    return tuple(m for m in POINTS if whole_filtering(m).exact(w))
+    return tuple(m for m in TILES if whole_filtering(m).exact(w))
 
 
 def may_filter(node: Node, m: int) -> bool:
     """Whether F(m, 3) is exact for the node's weights, if it is a filtering of such a node at all."""
     w = node.inputs[1].constant
-    return m not in POINTS or w is None or w.ndim != 4 or w.shape[1:3] != (TAPS, TAPS) or m in exact_filterings(node)
+    return m not in TILES or w is None or w.ndim != 4 or w.shape[1:3] != (TAPS, TAPS) or m in exact_filterings(node)
 
 
 def q_product_problem(
@@ -132,8 +131,8 @@ def lower_q_winograd(
 
     tiles: of the matrix products; None for the cost model's. Raises ValueError where these, m or the weights do not fit.
     """
-    if m not in POINTS:
-        raise ValueError(f"F({m}) is not one of {', '.join(f'F({known})' for known in POINTS)}")
+    if m not in TILES:
+        raise ValueError(f"F({m}) is not one of {', '.join(f'F({known})' for known in TILES)}")
     x, out, f, w = ins[0], outs[0], whole_filtering(m), centred_weights(node)
     if not f.exact(w):
         raise ValueError(f"F({m}) is not exact for the weights of {node.name}")

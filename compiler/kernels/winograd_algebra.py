@@ -1,9 +1,11 @@
-"""The matrices of Winograd's minimal filtering F(m, 3), and how kernels apply them.
+"""The matrices of Winograd's minimal filtering F(m, taps), and how kernels apply them.
 
 Y = A' [(G g G') * (B' d B)] A with the Cook-Toom construction (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
 2016; Blahut, "Fast Algorithms for Signal Processing", section 5.2). Interpolation points come in pairs +p, -p, which halves the work of
-the transforms. For m = 4 the points +-sqrt(1/2), +-sqrt(2) keep the matrices' entries near one: a layer's largest error against
-float64 is about 2e-6 of its largest value, against 6e-6 for the usual +-1, +-2.
+the transforms. They depend on the number of products alone, m + taps - 1, and so does `enlargement`, which they keep low. With four
+points beside zero and infinity, +-sqrt(1/2), +-sqrt(2) keep the matrices' entries near one: the largest error of a layer of F(4, 3)
+against float64 is about 2e-6 of its largest value, against 6e-6 for the usual +-1, +-2. With six, +-1/2, +-1, +-2 have exact
+entries: F(4, 5) is off by 3e-6 to 1e-5, which F(4, 3) would be with +-1, +-2 as well.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ import numpy as np
 
 from cortado.compiler.builder import KernelBuilder, Val
 
-TAPS = 3
-POINTS: Mapping[int, tuple[float, ...]] = {2: (1.0,), 4: (math.sqrt(0.5), math.sqrt(2.0))}  # positive halves of the pairs
+# Positive halves of the pairs, by products in one dimension.
+POINTS: Mapping[int, tuple[float, ...]] = {4: (1.0,), 6: (math.sqrt(0.5), math.sqrt(2.0)), 8: (0.5, 1.0, 2.0)}
+TILES: Mapping[int, tuple[int, ...]] = {3: (2, 4), 5: (2, 4)}  # the m of F(m, taps), by taps
 
 
 @dataclass(frozen=True, eq=False)
 class Filtering:
-    """F(m, 3) in one dimension. m: outputs of a tile; size = m + 2: its inputs and products."""
+    """F(m, taps) in one dimension. m: outputs of a tile. output[m, size], filter[size, taps], input[size, size]: A', G and B'."""
 
     m: int
     output: np.ndarray
@@ -31,19 +34,35 @@ class Filtering:
     input: np.ndarray
 
     @property
+    def taps(self) -> int:
+        return self.filter.shape[1]
+
+    @property
     def size(self) -> int:
-        return self.m + TAPS - 1
+        """Inputs and products of a tile: m + taps - 1."""
+        return self.input.shape[0]
+
+    @property
+    def pairs(self) -> int:
+        """Of points: the products but for those of zero and infinity."""
+        return self.size // 2 - 1
+
+    @property
+    def enlargement(self) -> float:
+        """By how much the matrices may enlarge an error: the largest sum of |A'||G|(|B'|1), squared for two dimensions."""
+        sums = np.einsum("in,nt,n->it", np.abs(self.output), np.abs(self.filter), np.abs(self.input).sum(axis=1))
+        return float(sums.max() ** 2)
 
     def filters(self, w: np.ndarray) -> np.ndarray:
-        """w[O,3,3,C] -> [size * size, O, C] in w's dtype, computed in float64."""
+        """w[O,taps,taps,C] -> [size * size, O, C] in w's dtype, computed in float64."""
         wide = w.astype(np.float64)
         across = np.zeros((self.size, *wide.shape[:1], *wide.shape[2:]))
         for a in range(self.size):
-            for tap in range(TAPS):
+            for tap in range(self.taps):
                 across[a] += self.filter[a, tap] * wide[:, tap]
         result = np.zeros((self.size, self.size, w.shape[0], w.shape[3]))
         for b in range(self.size):
-            for tap in range(TAPS):
+            for tap in range(self.taps):
                 result[:, b] += self.filter[b, tap] * across[:, :, tap]
         return result.reshape(self.size**2, w.shape[0], w.shape[3]).astype(w.dtype)
 
@@ -51,27 +70,26 @@ class Filtering:
 def error_bound(f: Filtering, channels: int) -> float:
     """By how much a float32 layer may differ from the exact result, as a multiple of max|x| * sum|w| of an output channel.
 
-    The number of roundings on the way of a product (both transforms in two dimensions, the filter, a sum over the channels), times how much
-    the matrices enlarge: the largest sum of |A'||G|(|B'|1), squared for two dimensions (Higham, "Accuracy and Stability of Numerical
-    Algorithms", section 3.1). Multiplying directly, it is 9 * channels * 2**-24. Real errors are far below both.
+    The number of roundings on the way of a product (both transforms in two dimensions, the filter, a sum over the channels), times the
+    enlargement (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1). Multiplying directly, it is
+    taps**2 * channels * 2**-24. Real errors are far below both.
     """
-    enlarged = np.einsum("in,nt,n->it", np.abs(f.output), np.abs(f.filter), np.abs(f.input).sum(axis=1)).max()
     roundings = channels + 1 + 4 * (f.size + 1)
-    return float(enlarged**2) * roundings * 2.0**-24
+    return f.enlargement * roundings * 2.0**-24
 
 
 @cache
-def filtering(m: int) -> Filtering:
+def filtering(m: int, taps: int) -> Filtering:
     """Products are ordered: point 0, then +p and -p of each pair, then infinity."""
-    points = np.array([0.0, *(sign * p for p in POINTS[m] for sign in (1, -1))])
-    n = m + TAPS - 1
-    output, filters, inputs = np.zeros((m, n)), np.zeros((n, TAPS)), np.zeros((n, n))
+    n = m + taps - 1
+    points = np.array([0.0, *(sign * p for p in POINTS[n] for sign in (1, -1))])
+    output, filters, inputs = np.zeros((m, n)), np.zeros((n, taps)), np.zeros((n, n))
     for i, point in enumerate(points):
         output[:, i] = [_power(point, e) for e in range(m)]
         others = [q for j, q in enumerate(points) if j != i]
-        filters[i] = [_power(point, e) / _product([point - q for q in others]) for e in range(TAPS)]
+        filters[i] = [_power(point, e) / _product([point - q for q in others]) for e in range(taps)]
         inputs[i, : n - 1] = _polynomial(others)
-    output[m - 1, n - 1] = filters[n - 1, TAPS - 1] = 1.0
+    output[m - 1, n - 1] = filters[n - 1, taps - 1] = 1.0
     inputs[n - 1] = _polynomial(list(points))
     return Filtering(m, output, filters, inputs)
 
@@ -100,7 +118,7 @@ def _polynomial(roots: Sequence[float]) -> np.ndarray:
 def transform_input(k: KernelBuilder, f: Filtering, values: Sequence[Val]) -> list[Val]:
     """B' times one column of `size` values. The rows of +p and -p share their even and odd halves."""
     result = [_combine(k, f.input[0], values, range(f.size))]
-    for pair in range(len(POINTS[f.m])):
+    for pair in range(f.pairs):
         row = f.input[1 + 2 * pair]
         even = _combine(k, row, values, range(0, f.size, 2))
         odd = _combine(k, row, values, range(1, f.size, 2))
@@ -110,8 +128,8 @@ def transform_input(k: KernelBuilder, f: Filtering, values: Sequence[Val]) -> li
 
 def transform_output(k: KernelBuilder, f: Filtering, values: Sequence[Val]) -> list[Val]:
     """A' times one column of `size` products: even powers take the sums of the pairs, odd ones their differences."""
-    sums = [values[1 + 2 * i] + values[2 + 2 * i] for i in range(len(POINTS[f.m]))]
-    differences = [values[1 + 2 * i] - values[2 + 2 * i] for i in range(len(POINTS[f.m]))]
+    sums = [values[1 + 2 * i] + values[2 + 2 * i] for i in range(f.pairs)]
+    differences = [values[1 + 2 * i] - values[2 + 2 * i] for i in range(f.pairs)]
     result = []
     for power in range(f.m):
         parts = sums if power % 2 == 0 else differences
@@ -126,12 +144,14 @@ def _combine(
     """Sum of coefficient * value over the places whose coefficient is not (but for rounding) zero, and of `start`.
 
     With many registers, what is not multiplied comes first, so that all else is multiplied and added at once. With few, the constants
-    of those instructions would have to be loaded each time, and separate products and sums are no slower.
+    of those instructions would have to be loaded each time, and separate products and sums are no slower. What is taken off comes after
+    what it may be taken off from, or it would be multiplied by -1.
     """
     terms = [(float(np.float32(coefficients[place])), values[place]) for place in places]
     terms = [(c, value) for c, value in terms if abs(c) >= 1e-6]
+    terms.sort(key=lambda term: abs(term[0] + 1.0) < 1e-6)
     if k.target.vector_registers > 16:
-        terms.sort(key=lambda term: abs(term[0] - 1.0) >= 1e-6)
+        terms.sort(key=lambda term: abs(abs(term[0]) - 1.0) >= 1e-6)
     total = start
     for c, value in terms:
         near = abs(abs(c) - 1.0) < 1e-6

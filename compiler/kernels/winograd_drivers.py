@@ -142,7 +142,10 @@ def input_driver(name: str, tiling: Tiling, x: Operand, read: str, v: Scratch, s
             for strip in strips:
                 call(strip, 0, tiling.columns, True)
 
-        k.if_((y >= 0) & (y + size <= tiling.height), inside, at_edge)
+        if _inner_tiles(tiling.rows, m, top, tiling.height, size) == (0, tiling.rows):
+            inside()
+        else:
+            k.if_((y >= 0) & (y + size <= tiling.height), inside, at_edge)
 
     k.loop(begin, end, 1, task)
     return k.finish()
@@ -204,7 +207,10 @@ def output_driver(
             for strip in strips:
                 call(strip, 0, tiling.columns, True)
 
-        k.if_((row + 1) * m <= tiling.out_height, whole, cut)
+        if tiling.out_height % m == 0:
+            whole()
+        else:
+            k.if_((row + 1) * m <= tiling.out_height, whole, cut)
 
     k.loop(begin, end, 1, task)
     return k.finish()
