@@ -169,6 +169,22 @@ def test_only_what_others_read_can_be_apart() -> None:
     assert candidates(plan) == {("cat", 1)}
 
 
+def test_what_several_concats_read_goes_with_the_finer_one() -> None:
+    net = Net()
+    x = net.input(1, 6, 6, 4)
+    shared, small = (layer(net, x, 4, name=name) for name in ("shared", "small"))
+    fine = net.op("concat", shared, small, axis=3, name="fine")
+    large = layer(net, fine, 4, 1, 100.0, name="large")
+    graph = net.graph(layer(net, net.op("concat", large, shared, axis=3, name="coarse"), 4))
+    plan, record = make_plan(graph), ranges_of(graph)
+    assert kept_apart(plan, record.tensors) == {("coarse", 1)}
+    made = quantize_graph(graph, record)
+    assert node_named(made, "shared").types == node_named(made, "small").types
+    del record.tensors["shared"]  # type: ignore[attr-defined]
+    assert not kept_apart(plan, record.tensors), "what was not observed can have no scale of its own"
+    assert "q_table" not in ops(quantize_graph(graph, record))
+
+
 def test_shares_of_a_softmax_keep_their_scale() -> None:
     net = Net()
     shares = [net.op("softmax", layer(net, net.input(1, 4, 4, 3), 8, size=s), axis=3) for s in (0.01, 50.0)]

@@ -5,6 +5,7 @@ All else is written once, in the scale of the joined tensor. What is apart is co
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ RATIO = 6.0  # of widths: where the error of a U-Net halves by scales of its own
 
 
 def candidates(plan: Plan) -> frozenset[Join]:
-    """The inputs of concats that are read elsewhere too, or whose sources are."""
+    """The inputs of concats that are read elsewhere too, or whose sources are; another concat counts."""
     parts = split(plan, _joins(plan))
     used = _used(parts)
     return frozenset((node.name, i) for node in _concats(plan) for i, value in enumerate(node.inputs) if parts.of[value] in used)
@@ -47,7 +48,7 @@ def kept_apart(plan: Plan, statistics: Mapping[str, TensorStatistics]) -> frozen
             both = groups[a].joined(groups[b])
             if a == b:
                 continue
-            if both.width < RATIO * both.least:
+            if both.width < RATIO * both.least or not _known(value, statistics):
                 parent[a], groups[b] = b, both
             else:
                 found.add((node.name, i))
@@ -78,11 +79,15 @@ class _Group:
     @staticmethod
     def of(parts: Plan, number: int, statistics: Mapping[str, TensorStatistics]) -> _Group:
         tensor = parts.tensors[number]
-        seen = [statistics.get(repr(value)) for value in tensor.shown]
-        if tensor.quant is not None or any(s is None or s.shape != v.shape for s, v in zip(seen, tensor.shown, strict=True)):
+        if tensor.quant is not None or not all(_known(value, statistics) for value in tensor.shown):
             return _Group()
-        low, high = min(0.0, *(s.low for s in seen if s)), max(0.0, *(s.high for s in seen if s))
+        seen = [statistics[repr(value)] for value in tensor.shown]
+        low, high = min(0.0, *(s.low for s in seen)), max(0.0, *(s.high for s in seen))
         return _Group(low, high, high - low or np.inf)
+
+
+def _known(value: Value, statistics: Mapping[str, TensorStatistics]) -> bool:
+    return repr(value) in statistics and statistics[repr(value)].shape == value.shape
 
 
 def _concats(plan: Plan) -> list[Node]:
@@ -94,8 +99,9 @@ def _joins(plan: Plan) -> frozenset[Join]:
 
 
 def _used(parts: Plan) -> set[int]:
-    """The tensors of a plan with all inputs of concats apart of which something else than moves, or an output, reads a value."""
+    """The tensors that something else than one concat reads, in a plan with all inputs of concats apart."""
     uses, outputs = parts.graph.uses(), parts.graph.output_values()
+    joined = Counter(parts.of[value] for node in _concats(parts) for value in node.inputs)
 
     def stays(reader: Node, value: Value) -> bool:
         return reader in parts.quantized and reader.op in MOVES and value in activations(reader)
@@ -103,5 +109,5 @@ def _used(parts: Plan) -> set[int]:
     return {
         tensor
         for value, tensor in parts.of.items()
-        if value in outputs or not all(stays(reader, value) for reader, _ in uses.get(value, ()))
+        if joined[tensor] > 1 or value in outputs or not all(stays(reader, value) for reader, _ in uses.get(value, ()))
     }
