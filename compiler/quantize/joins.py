@@ -15,7 +15,7 @@ from cortado.compiler.graph import Node, Value
 from cortado.compiler.quantize.plan import MOVES, Join, Plan, activations, split
 from cortado.compiler.quantize.record import TensorStatistics
 
-RATIO = 6.0  # of widths: where the error of a U-Net halves by scales of its own
+RATIO = 6.0  # of widths: from here on, scales of their own at least halve the error of a U-Net
 
 
 def candidates(plan: Plan) -> frozenset[Join]:
