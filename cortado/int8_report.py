@@ -23,6 +23,8 @@ def int8_lines(found: Mapping[str, Any]) -> list[str]:
     floats = found["keep_float"]
     if floats:
         lines.append(f"{len(floats)} of {len(found['layers'])} nodes stay float32: {', '.join(floats)}")
+    if found.get("converted"):
+        lines.append(f"joined after a conversion, as their range is much smaller: {', '.join(found['converted'])}")
     worst = ", ".join(f"{name} ({error:.1f} dB)" for name, error in costliest(found))
     if worst:
         lines.append(f"most of the error comes from {worst}")

@@ -11,7 +11,7 @@ import numpy as np
 from cortado.compiler.graph import Graph
 from cortado.compiler.quantize.plan import Plan
 from cortado.compiler.quantize.record import CalibrationRecord, TensorStatistics
-from cortado.compiler.quantize.simulate import measured
+from cortado.compiler.quantize.simulate import measured, tensor_name
 from cortado.compiler.types import Executor
 from cortado.errors import CalibrationError
 
@@ -27,15 +27,14 @@ class CalibrationWarning(UserWarning):
 class Observer:
     """The float network, compiled once with its outputs and everything to observe as outputs.
 
-    Outputs are called `output0` ... (as in measured) and `tensor0` ... in the plan's order of observed values.
+    Outputs are called `output0` ... (as in measured) and by tensor_name, in the plan's order of observed values.
     """
 
     def __init__(self, plan: Plan, make_executor: MakeExecutor) -> None:
         self.plan = plan
-        self.names = {f"tensor{i}": repr(value) for i, value in enumerate(plan.observed)}
-        given = [(name, value) for name, value in zip(self.names, plan.observed, strict=True) if value.node.op == "input"]
-        self._given = {name: value.node.name for name, value in given}
-        made = [(name, value) for name, value in zip(self.names, plan.observed, strict=True) if name not in self._given]
+        self.names = {tensor_name(value): repr(value) for value in plan.observed}
+        self._given = {tensor_name(value): value.node.name for value in plan.observed if value.node.op == "input"}
+        made = [(tensor_name(value), value) for value in plan.observed if value.node.op != "input"]
         outputs = (*measured(plan.graph), *made)
         self._executor = make_executor(Graph(plan.graph.name, plan.graph.inputs, outputs))
 

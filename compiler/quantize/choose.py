@@ -11,20 +11,23 @@ from cortado.compiler.graph import Node
 from cortado.compiler.quantize.calibrate import Feeds, MakeExecutor, Observer, Progress
 from cortado.compiler.quantize.config import QuantizeConfig
 from cortado.compiler.quantize.equalize import equalized, find_factors
-from cortado.compiler.quantize.plan import LAYERS, Plan, limits_of, make_plan
+from cortado.compiler.quantize.joins import kept_apart
+from cortado.compiler.quantize.plan import LAYERS, Plan, limits_of, make_plan, split
 from cortado.compiler.quantize.ranges import METHODS, quant_of, symmetric_quant_of
 from cortado.compiler.quantize.record import CalibrationRecord, Decision, TensorStatistics
 from cortado.compiler.quantize.sensitivity import alone
-from cortado.compiler.quantize.simulate import Simulation, simulation
+from cortado.compiler.quantize.simulate import Simulation, simulation, tensor_name
 from cortado.compiler.quantize.weights import weight_error_bias
 from cortado.compiler.types import Executor, Quant
 
 SAFE = "extended"  # clips nothing that was seen, and leaves room
-DEFAULT = Decision(SAFE, True)  # where no samples are left to compare on
+DEFAULT = Decision(SAFE, True, apart=True)  # where no samples are left to compare on
 GAIN = 0.98  # a later candidate must lower the error at least to this part
 # Ranges without room above what was seen, and channels stretched up to what was seen of them, fit the samples better than other inputs,
 # on which clipping loses without bound. They must be worth two bits: a sixteenth of the error.
 RISKY_GAIN = 0.0625
+APART_GAIN = 0.7  # conversions of what is joined take time: they must lower the error to this part
+APART = "+apart"
 Statistics = Mapping[str, TensorStatistics]
 
 
@@ -108,6 +111,23 @@ class _Contest:
     risk: int = 0  # of the best
     count: int = 0
 
+    def joins(
+        self, plan: Plan, statistics: Statistics, methods: Sequence[str], observer: Observer, make_executor: MakeExecutor
+    ) -> Comparison:
+        """Of the plan, or of that with inputs of concats apart if this is enough better; by one method, as both gain alike by others."""
+        near = Comparison.of(plan, observer, make_executor)
+        apart = kept_apart(plan, statistics)
+        if not apart:
+            return near
+        far = Comparison.of(split(plan, apart), observer, make_executor)
+        method = SAFE if SAFE in methods else methods[0]
+        found = []
+        for comparison, suffix in ((near, ""), (far, APART)):
+            quants = quants_of(comparison.simulation.plan, statistics, method)
+            found.append(output_error(comparison.errors(self.samples, quants, {})))
+            self.errors[method + suffix] = found[-1]
+        return far if found[1] < APART_GAIN * found[0] else near
+
     def enter(
         self, comparison: Comparison, statistics: Statistics, methods: Sequence[str], factors: Mapping[str, tuple[float, ...]]
     ) -> None:
@@ -120,14 +140,14 @@ class _Contest:
             for correct in (False, True) if wanted is None else (wanted,):
                 found = comparison.errors(self.samples, quants, moved if correct else {})
                 error = output_error(found)
-                name = method + "+bias" * correct + "+equalized" * bool(factors)
+                name = method + "+bias" * correct + "+equalized" * bool(factors) + APART * bool(plan.apart)
                 self.errors[name] = error
                 self.count += 1
                 if self.progress is not None:
                     self.progress("comparing", self.count)
                 risk = int(method != SAFE) + int(bool(factors))
                 if self.best is None or error < self.best[0] * (RISKY_GAIN if risk > self.risk else GAIN):
-                    self.best, self.risk = (error, Decision(method, correct, factors), found), risk
+                    self.best, self.risk = (error, Decision(method, correct, factors, apart=bool(plan.apart)), found), risk
 
 
 def decide(
@@ -142,19 +162,21 @@ def decide(
     """The record with the decision whose error at the network's outputs is smallest over the samples."""
     contest = _Contest(config, samples, progress, {})
     methods = tuple(METHODS) if config.method is None else (config.method,)
+    comparison = contest.joins(plan, record.tensors, methods, observer, make_executor)
+    plan = comparison.simulation.plan
     factors = {} if config.equalize is False else find_factors(plan.graph, record)
     if not (factors and config.equalize):
-        contest.enter(Comparison.of(plan, observer, make_executor), record.tensors, methods, {})
+        contest.enter(comparison, record.tensors, methods, {})
     overlay: Statistics = {}
     if factors:
-        other = make_plan(equalized(plan.graph, factors))
+        other = split(make_plan(equalized(plan.graph, factors)), plan.apart)
         second = Observer(other, make_executor)
         overlay = _equalized_statistics(record, second, samples, factors)
         promising = methods if contest.best is None else (contest.best[1].method,)
         contest.enter(Comparison.of(other, second, make_executor), {**record.tensors, **overlay}, promising, factors)
     assert contest.best is not None
     error, decision, found = contest.best
-    names = {f"tensor{i}": repr(value) for i, value in enumerate(plan.observed)}
+    names = {tensor_name(value): repr(value) for value in plan.observed}
     layers = {names[name]: error for name, error in found.items() if name in names}
     decision = replace(decision, errors=contest.errors, layers=layers)
     record = replace(record, decision=decision, equalized=overlay if decision.factors else {})

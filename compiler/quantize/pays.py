@@ -47,7 +47,7 @@ def estimated(plan: Plan, quants: tuple[Quant, ...], target: Target) -> Costs:
     clock = _Clock(target)
     nodes = [node for node in plan.graph.nodes() if node in plan.quantized]
     twins = integer_nodes(plan, quants)
-    floats, integers = {n: clock.of(n) for n in nodes}, {n: clock.of(twins[n]) for n in nodes}
+    floats, integers = {n: clock.of(n) for n in nodes}, {n: sum(map(clock.of, twins[n])) for n in nodes}
     into, back = {}, {}
     for value in plan.of:
         x, q = (graph_input("x", TensorType(value.shape, *kind)).out() for kind in (("float32",), (DTYPE, QUANT)))

@@ -22,6 +22,7 @@ MOVES = (  # the result has the scale and zero point of the input
 )  # fmt: skip
 SUMS = ("average_pool", "reduce_mean", "reduce_sum")
 PAIRS = ("add", "mul")
+Join = tuple[str, int]  # a concat's name, and which of its inputs
 SHARES = Quant((SOFTMAX_SCALE,), (-128,))  # of a softmax's results, whatever the samples are
 
 
@@ -43,12 +44,16 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """quantized: the nodes that compute in int8. tensors: in order of their first values. of: value -> its tensor's index."""
+    """quantized: the nodes that compute in int8. tensors: in order of their first values. of: value -> its tensor's index.
+
+    apart: the inputs of concats that do not share the result's scale for being joined, but are converted to it.
+    """
 
     graph: Graph
     quantized: frozenset[Node]
     tensors: tuple[Tensor, ...]
     of: dict[Value, int]
+    apart: frozenset[Join] = frozenset()
 
     @property
     def observed(self) -> tuple[Value, ...]:
@@ -135,7 +140,12 @@ def make_plan(graph: Graph) -> Plan:
     for node in reversed(nodes):  # a move is worth it only if int8 computation reads the result
         if node in quantized and node.op in MOVES and not any(r in quantized for r, _ in uses.get(node.out(), ())):
             quantized.remove(node)
-    return _with_tensors(graph, nodes, frozenset(quantized))
+    return _with_tensors(graph, nodes, frozenset(quantized), frozenset())
+
+
+def split(plan: Plan, apart: frozenset[Join]) -> Plan:
+    """The same with these inputs of concats, and no others, apart."""
+    return plan if apart == plan.apart else _with_tensors(plan.graph, plan.graph.nodes(), plan.quantized, apart)
 
 
 Uses = Mapping[Value, Sequence[tuple[Node, int]]]
@@ -169,7 +179,7 @@ def _joins_others(softmax: Node, uses: Uses) -> bool:
     return False
 
 
-def _with_tensors(graph: Graph, nodes: Sequence[Node], quantized: frozenset[Node]) -> Plan:
+def _with_tensors(graph: Graph, nodes: Sequence[Node], quantized: frozenset[Node], apart: frozenset[Join]) -> Plan:
     parent: dict[Value, Value] = {}
 
     def root(value: Value) -> Value:
@@ -184,8 +194,9 @@ def _with_tensors(graph: Graph, nodes: Sequence[Node], quantized: frozenset[Node
         for value in (*activations(node), node.out()):
             order.setdefault(value)
             root(value)
-        for value in moved:
-            parent[root(value)] = root(node.out())
+        for i, value in enumerate(moved):
+            if (node.name, i) not in apart:
+                parent[root(value)] = root(node.out())
     groups: dict[Value, list[Value]] = {}
     for value in order:
         groups.setdefault(root(value), []).append(value)
@@ -205,7 +216,7 @@ def _with_tensors(graph: Graph, nodes: Sequence[Node], quantized: frozenset[Node
         quant = SHARES if any(v.node in quantized and v.node.op == "softmax" for v in members) else None
         symmetric = any(v in seconds for v in members)
         tensors.append(Tensor(repr(members[0]), tuple(members), tuple(shown), quant, symmetric))
-    return Plan(graph, quantized, tuple(tensors), of)
+    return Plan(graph, quantized, tuple(tensors), of, apart)
 
 
 def activations(node: Node) -> tuple[Value, ...]:

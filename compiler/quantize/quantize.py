@@ -13,8 +13,9 @@ from cortado.compiler.quantize.calibrate import Feeds, MakeExecutor, Observer, P
 from cortado.compiler.quantize.choose import DEFAULT, decide, moved_biases, quants_of
 from cortado.compiler.quantize.config import QuantizeConfig
 from cortado.compiler.quantize.equalize import equalized
+from cortado.compiler.quantize.joins import candidates, converted, kept_apart
 from cortado.compiler.quantize.pays import Costs, estimated, named, staying_float
-from cortado.compiler.quantize.plan import Plan, make_plan
+from cortado.compiler.quantize.plan import Plan, make_plan, split
 from cortado.compiler.quantize.prepare import prepare
 from cortado.compiler.quantize.ranges import GREATEST, LEAST
 from cortado.compiler.quantize.record import CalibrationRecord, Decision
@@ -42,7 +43,7 @@ def calibrate(
     no layer that int8 could compute; CalibrationWarning where they are poor.
     """
     plan = _plan(graph, {})
-    observer = Observer(plan, make_executor)
+    observer = Observer(split(plan, candidates(plan)), make_executor)
     keep = config.samples_for(sum(value.type.size for value in plan.observed))
     record, kept = observe(observer, samples, keep, progress)
     if before is not None:
@@ -98,6 +99,8 @@ def assign(
     decision = decision_of(record, config)
     plan = _plan(graph, decision.factors)
     check_record(plan, record)
+    if decision.apart:
+        plan = split(plan, kept_apart(plan, record.tensors))
     statistics = _statistics(record, decision)
     quants = quants_of(plan, statistics, decision.method)
     floats: frozenset[Node] = frozenset()
@@ -152,6 +155,7 @@ def summary(assigned: Assignment, record: CalibrationRecord) -> dict[str, Any]:
         "candidates_db": {name: decibels(error) for name, error in sorted(decision.errors.items())},
         "judged_for": assigned.judged,
         "keep_float": list(assigned.floats),
+        "converted": converted(assigned.plan),
         "layers": [_layer(assigned, node) for node in plan.graph.nodes() if node in plan.quantized],
         "tensors": tensors,
     }

@@ -82,7 +82,7 @@ class Decision:
 
     method: how ranges are found. factors: by layer, what its channels are divided by (equalization). errors: relative squared error at
     the outputs (noise energy / signal energy) by candidate. layers: the same ratio by tensor, with what was chosen. alone: at the outputs,
-    by layer, where that layer alone is int8.
+    by layer, where that layer alone is int8. apart: inputs of concats whose ranges are far smaller keep their own scales (joins.py).
     """
 
     method: str
@@ -91,6 +91,7 @@ class Decision:
     errors: Mapping[str, float] = field(default_factory=dict)
     layers: Mapping[str, float] = field(default_factory=dict)
     alone: Mapping[str, float] = field(default_factory=dict)
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,20 @@ class CalibrationRecord:
         return {**self.tensors, **self.equalized}
 
     def merged(self, other: CalibrationRecord) -> CalibrationRecord:
-        """Of the samples of both, other's after these; without a decision. CalibrationError where they are of different networks."""
+        """Of the samples of both, other's after these; without a decision. CalibrationError where they are of different networks.
+
+        Where one of them observed more tensors than the other, those that both did.
+        """
         if not self.samples or not other.samples:
             return replace(other if not self.samples else self, decision=None, equalized={})
-        differ = sorted(set(self.tensors) ^ set(other.tensors))
+        mine, others = set(self.tensors), set(other.tensors)
+        differ = [] if mine <= others or others <= mine else sorted(mine ^ others)
         differ += [n for n in self.tensors if n in other.tensors and self.tensors[n].shape != other.tensors[n].shape]
         if differ:
             raise CalibrationError(f"the two calibration records are of different networks: they differ in tensor {differ[0]!r}")
-        tensors = {name: statistics.followed_by(other.tensors[name]) for name, statistics in self.tensors.items()}
+        tensors = {
+            name: statistics.followed_by(other.tensors[name]) for name, statistics in self.tensors.items() if name in others
+        }
         return CalibrationRecord(self.samples + other.samples, tensors)
 
     @property

@@ -39,12 +39,17 @@ def to_int8(plan: Plan, quants: tuple[Quant, ...], moved: Mapping[Node, np.ndarr
     return with_unique_names(replace(plan.graph, outputs=outputs))
 
 
-def integer_nodes(plan: Plan, quants: tuple[Quant, ...]) -> dict[Node, Node]:
-    """What each of the plan's quantized nodes becomes."""
+def integer_nodes(plan: Plan, quants: tuple[Quant, ...]) -> dict[Node, tuple[Node, ...]]:
+    """What each of the plan's quantized nodes becomes: an operator, and for a concat also the conversions of its inputs."""
     rewrite = _Rewrite(plan, quants, {})
     for node in plan.graph.nodes():
         rewrite.node(node)
-    return {node: rewrite.integers[node.out()].node for node in plan.quantized}
+    made = {}
+    for node in plan.quantized:
+        twin = rewrite.integers[node.out()].node
+        pairs = zip(twin.inputs, activations(node), strict=False) if node.op == "concat" else ()
+        made[node] = (twin, *(value.node for value, source in pairs if value != rewrite.integers[source]))
+    return made
 
 
 @dataclass
@@ -95,6 +100,8 @@ class _Rewrite:
 
     def _quantized(self, node: Node) -> Node:
         inputs = [self.integer(value) for value in activations(node)]
+        if node.op == "concat":
+            inputs = [self._converted(node, i, value) for i, value in enumerate(inputs)]
         if node.op in LAYERS:
             return self._layer(node, inputs)
         if node.op in MOVES:
@@ -105,6 +112,14 @@ class _Rewrite:
             attrs = {**node.attrs, "quant": self.quant(node.out()), "dtype": DTYPE}
             return make("q_softmax", inputs, attrs, node.name, node.origin)
         return make(NAMES[node.op], inputs, {**node.attrs, **self._result(node)}, node.name, node.origin)
+
+    def _converted(self, concat: Node, position: int, value: Value) -> Value:
+        """A concat's input with the result's scale: a table, where it has another."""
+        quant = self.quant(concat.out())
+        if value.type.quant == quant:
+            return value
+        attrs = {"table": make_table(lambda real: real, value.type, quant, DTYPE), "quant": quant, "dtype": DTYPE}
+        return make("q_table", (value,), attrs, f"{concat.name}/converted{position}", concat.origin).out()
 
     def _moved_attrs(self, node: Node) -> dict[str, Any]:
         attrs = dict(node.attrs)

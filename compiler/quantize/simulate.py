@@ -24,7 +24,7 @@ ROW = 4  # numbers per tensor: least and greatest value, 1 / scale, scale
 
 @dataclass(frozen=True)
 class Simulation:
-    """graph: outputs `output0` ... for the network's own (as they are before a softmax), then `tensor0` ... for what is observed.
+    """graph: outputs `output0` ... for the network's own (as they are before a softmax), then what is observed, by tensor_name.
 
     Beside the network's inputs it takes RANGES float32[tensors, ROW] and BIASES float32[all layers' channels]; where it is switched also
     SWITCHES float32[layers]: 0 for rounded weights, 1 for exact ones.
@@ -66,6 +66,11 @@ def measured(graph: Graph) -> tuple[tuple[str, Value], ...]:
     return tuple((f"output{i}", value) for i, value in enumerate(values) if value.type.dtype == "float32")
 
 
+def tensor_name(value: Value) -> str:
+    """The output for a value of the network, in graphs that show what is inside."""
+    return f"tensor/{value!r}"
+
+
 def simulation(plan: Plan, switched: bool = False) -> Simulation:
     """switched: weights can be exact, and only the network's outputs are outputs."""
     build = _Build(plan, switched)
@@ -73,7 +78,7 @@ def simulation(plan: Plan, switched: bool = False) -> Simulation:
         build.node(node)
     outputs = [(name, build.plain[value]) for name, value in measured(plan.graph)]
     if not switched:
-        outputs += [(f"tensor{i}", build.rounded(value)) for i, value in enumerate(plan.observed)]
+        outputs += [(tensor_name(value), build.rounded(value)) for value in plan.observed]
     inputs = (*plan.graph.inputs, build.ranges, build.biases, *([build.switches] if switched else []))
     graph = Graph(plan.graph.name, inputs, tuple(outputs))
     return Simulation(plan, with_unique_names(graph), build.places)
