@@ -11,10 +11,10 @@ from cortado.compiler.graph import Graph, Node, Value
 from cortado.compiler.ops.elementwise import ELEMENTWISE
 from cortado.compiler.ops.quantized_elementwise import MOST_SOFTMAX, MOST_SUMMED, SOFTMAX_SCALE, summed
 from cortado.compiler.ops.quantized_matmul import MOST_TERMS
+from cortado.compiler.quantize.affine import CLAMPS, affine_layer
 from cortado.compiler.types import Quant
 
 LAYERS = ("conv", "conv_transpose", "fc")
-CLAMPS = ("relu", "clip")
 BLENDS = ("resize_bilinear",)  # between elements: rounded, but within their limits
 MOVES = (  # the result has the scale and zero point of the input
     "max_pool", "reshape", "transpose", "concat", "slice", "pad", "tile", "resize_nearest", "gather", "broadcast_to", "reduce_max",
@@ -90,7 +90,7 @@ def table_input(node: Node) -> Value | None:
 def _can_compute(node: Node) -> bool:
     """Apart from layers and products: is there an int8 operator that computes this?"""
     if any(kind.dtype != "float32" for kind in node.types) or any(v.constant is not None for v in node.inputs):
-        return table_input(node) is not None
+        return table_input(node) is not None or affine_layer(node) is not None
     if node.op in PAIRS:
         return True
     if node.op == "softmax":
@@ -228,6 +228,9 @@ def activations(node: Node) -> tuple[Value, ...]:
     x = table_input(node)
     if x is not None:
         return (x,)
+    layer = affine_layer(node)
+    if layer is not None:
+        return layer.inputs[:1]
     return node.inputs if node.op in ("concat", *PAIRS) or is_product(node) else node.inputs[:1]
 
 
@@ -254,6 +257,9 @@ def limits_of(value: Value) -> tuple[float, float]:
     node = value.node
     if node.op in LAYERS:
         return clamp_of(node)
+    layer = affine_layer(node)
+    if layer is not None:
+        return clamp_of(layer)
     if node.op == "relu":
         return 0.0, np.inf
     if node.op == "clip":

@@ -13,6 +13,7 @@ from cortado.compiler.ops import make
 from cortado.compiler.ops.quantized import make_table
 from cortado.compiler.ops.quantized_elementwise import MOST_SUMMED, summed
 from cortado.compiler.ops.window import is_global
+from cortado.compiler.quantize.affine import affine_layer
 from cortado.compiler.quantize.plan import LAYERS, MOVES, Plan, activations, clamp_of, table_input
 from cortado.compiler.quantize.ranges import GREATEST, LEAST
 from cortado.compiler.quantize.weights import quantized_layer
@@ -103,11 +104,14 @@ class _Rewrite:
         if node.op == "concat":
             inputs = [self._converted(node, i, value) for i, value in enumerate(inputs)]
         if node.op in LAYERS:
-            return self._layer(node, inputs)
+            return self._layer(node, node, inputs)
         if node.op in MOVES:
             return make(node.op, (*inputs, *node.inputs[len(inputs) :]), self._moved_attrs(node), node.name, node.origin)
         if table_input(node) is not None:
             return self._table(node, inputs[0])
+        layer = affine_layer(node)
+        if layer is not None:
+            return self._layer(node, layer, inputs)
         if node.op == "softmax":
             attrs = {**node.attrs, "quant": self.quant(node.out()), "dtype": DTYPE}
             return make("q_softmax", inputs, attrs, node.name, node.origin)
@@ -135,12 +139,13 @@ class _Rewrite:
         most = GREATEST if high == np.inf else int(np.clip(np.rint(high / scale) + zero, least, GREATEST))
         return {"quant": quant, "dtype": DTYPE, "rounding": "even", "lo": least, "hi": most}
 
-    def _layer(self, node: Node, inputs: list[Value]) -> Node:
-        x_scale, y_scale = self.quant(node.inputs[0]).scales[0], self.quant(node.out()).scales[0]
-        weights, bias = quantized_layer(node, x_scale, y_scale, self.moved.get(node)).constants(node)
-        attrs = {key: value for key, value in node.attrs.items() if key != "epilogue"}
+    def _layer(self, node: Node, layer: Node, inputs: list[Value]) -> Node:
+        """layer: the node, or the layer that does the same."""
+        x_scale, y_scale = self.quant(layer.inputs[0]).scales[0], self.quant(node.out()).scales[0]
+        weights, bias = quantized_layer(layer, x_scale, y_scale, self.moved.get(node)).constants(layer)
+        attrs = {key: value for key, value in layer.attrs.items() if key != "epilogue"}
         operands = (inputs[0], weights, bias, *inputs[1:])
-        return make(NAMES[node.op], operands, {**attrs, **self._result(node, *clamp_of(node))}, node.name, node.origin)
+        return make(NAMES[layer.op], operands, {**attrs, **self._result(node, *clamp_of(layer))}, node.name, node.origin)
 
     def _table(self, node: Node, x: Value) -> Node:
         """The function is evaluated by the operator's reference, one value at a time as far as it can see."""
