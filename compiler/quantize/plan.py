@@ -9,6 +9,7 @@ import numpy as np
 
 from cortado.compiler.graph import Graph, Node, Value
 from cortado.compiler.ops.elementwise import ELEMENTWISE
+from cortado.compiler.ops.pointwise import Instruction
 from cortado.compiler.ops.quantized_elementwise import MOST_SOFTMAX, MOST_SUMMED, SOFTMAX_SCALE, summed
 from cortado.compiler.ops.quantized_matmul import MOST_TERMS
 from cortado.compiler.quantize.affine import CLAMPS, affine_layer
@@ -87,11 +88,24 @@ def table_input(node: Node) -> Value | None:
     return free[0] if free[0].type.dtype == "float32" and node.types[0] == free[0].type else None
 
 
+def pair_of(node: Node) -> tuple[str, Instruction | None] | None:
+    """Which of PAIRS the node is, of two computed tensors, and the clamp behind it, if there is one; None for other nodes."""
+    if any(value.constant is not None for value in node.inputs):
+        return None
+    if node.op in PAIRS:
+        return node.op, None
+    if node.op != "pointwise" or len(node.inputs) != 2 or len(node.attrs["expr"]) != 2:
+        return None
+    first, second = node.attrs["expr"]
+    fits = first[:2] in [(pair, (0, 1)) for pair in PAIRS] and second[0] in CLAMPS and second[1] == (2,)
+    return (first[0], second) if fits else None
+
+
 def _can_compute(node: Node) -> bool:
     """Apart from layers and products: is there an int8 operator that computes this?"""
     if any(kind.dtype != "float32" for kind in node.types) or any(v.constant is not None for v in node.inputs):
         return table_input(node) is not None or affine_layer(node) is not None
-    if node.op in PAIRS:
+    if pair_of(node) is not None:
         return True
     if node.op == "softmax":
         return node.types[0].shape[node.attrs["axis"]] <= MOST_SOFTMAX
@@ -231,7 +245,7 @@ def activations(node: Node) -> tuple[Value, ...]:
     layer = affine_layer(node)
     if layer is not None:
         return layer.inputs[:1]
-    return node.inputs if node.op in ("concat", *PAIRS) or is_product(node) else node.inputs[:1]
+    return node.inputs if node.op == "concat" or pair_of(node) is not None or is_product(node) else node.inputs[:1]
 
 
 def bias_of(node: Node) -> np.ndarray:
@@ -242,20 +256,25 @@ def bias_of(node: Node) -> np.ndarray:
 
 
 def clamp_of(node: Node) -> tuple[float, float]:
-    """What a layer's activation limits its results to."""
-    epilogue = node.attrs["epilogue"]
-    if not epilogue or epilogue[-1][0] != "activation":
+    """What the clamp of a layer, or behind a sum or product of two tensors, limits the results to."""
+    pair = pair_of(node)
+    if pair is not None:
+        clamp = None if pair[1] is None else (pair[1][0], pair[1][2])
+    else:
+        epilogue = node.attrs["epilogue"]
+        clamp = epilogue[-1][1:] if epilogue and epilogue[-1][0] == "activation" else None
+    if clamp is None:
         return -np.inf, np.inf
-    if epilogue[-1][1] == "relu":
+    if clamp[0] == "relu":
         return 0.0, np.inf
-    limits = dict(epilogue[-1][2])
+    limits = dict(clamp[1])
     return limits["lo"], limits["hi"]
 
 
 def limits_of(value: Value) -> tuple[float, float]:
     """What the value cannot leave, whatever the input: the clamps it went through."""
     node = value.node
-    if node.op in LAYERS:
+    if node.op in LAYERS or pair_of(node) is not None:
         return clamp_of(node)
     layer = affine_layer(node)
     if layer is not None:

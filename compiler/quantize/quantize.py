@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cortado.compiler.graph import Graph, Node
+from cortado.compiler.passes.fuse_elementwise import fuse_elementwise
 from cortado.compiler.quantize.calibrate import Feeds, MakeExecutor, Observer, Progress, check_record, observe, warn_of
 from cortado.compiler.quantize.choose import DEFAULT, decide, moved_biases, quants_of
 from cortado.compiler.quantize.config import QuantizeConfig
@@ -20,6 +21,7 @@ from cortado.compiler.quantize.prepare import prepare
 from cortado.compiler.quantize.ranges import GREATEST, LEAST
 from cortado.compiler.quantize.record import CalibrationRecord, Decision
 from cortado.compiler.quantize.rewrite import to_int8
+from cortado.compiler.rewrite import Steps
 from cortado.compiler.target import Target
 from cortado.compiler.types import Quant
 from cortado.errors import CalibrationError, OptionError
@@ -130,7 +132,8 @@ def quantize_graph(graph: Graph, record: CalibrationRecord, config: QuantizeConf
 
 
 def integer_graph(assigned: Assignment) -> Graph:
-    return to_int8(assigned.plan, assigned.quants, assigned.moved)
+    """What stayed float is fused again where `prepare` took it apart."""
+    return fuse_elementwise(to_int8(assigned.plan, assigned.quants, assigned.moved), Steps())
 
 
 def summary(assigned: Assignment, record: CalibrationRecord) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from cortado.compiler.ops.quantized import make_table
 from cortado.compiler.ops.quantized_elementwise import MOST_SUMMED, summed
 from cortado.compiler.ops.window import is_global
 from cortado.compiler.quantize.affine import affine_layer
-from cortado.compiler.quantize.plan import LAYERS, MOVES, Plan, activations, clamp_of, table_input
+from cortado.compiler.quantize.plan import LAYERS, MOVES, Plan, activations, clamp_of, pair_of, table_input
 from cortado.compiler.quantize.ranges import GREATEST, LEAST
 from cortado.compiler.quantize.weights import quantized_layer
 from cortado.compiler.reference import evaluate
@@ -115,6 +115,9 @@ class _Rewrite:
         if node.op == "softmax":
             attrs = {**node.attrs, "quant": self.quant(node.out()), "dtype": DTYPE}
             return make("q_softmax", inputs, attrs, node.name, node.origin)
+        pair = pair_of(node)
+        if pair is not None:
+            return make(NAMES[pair[0]], inputs, self._result(node, *clamp_of(node)), node.name, node.origin)
         return make(NAMES[node.op], inputs, {**node.attrs, **self._result(node)}, node.name, node.origin)
 
     def _converted(self, concat: Node, position: int, value: Value) -> Value:
