@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -226,8 +226,9 @@ def _pointers(arrays: Sequence[np.ndarray | None]) -> ctypes.Array[ctypes.c_void
 
 def _address(array: np.ndarray) -> int:
     """Each way is a good deal faster than the next; `ctypes.data` would be the last."""
+    buffer: Any = array  # which some versions of numpy's types do not say it is
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+        return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
     except (TypeError, ValueError):  # not to be written, or empty
         address: int = array.__array_interface__["data"][0]
         return address

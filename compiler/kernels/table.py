@@ -45,9 +45,6 @@ from cortado.errors import OptionError
 Lowering = Callable[[Node, Sequence[Operand], Sequence[Operand], Target], list[KernelCall]]
 
 
-Chooser = Callable[[Node, Sequence[Operand], Sequence[Operand]], Choice | None]
-
-
 def lower_chosen(
     node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice | None
 ) -> list[KernelCall]:
