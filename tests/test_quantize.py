@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graphs import Net, assert_same_meaning, node_named, ops
+from graphs import Net, assert_same_meaning, feeds_of, node_named, ops
 from native import X86_LEVELS, runs_here
 
 import cortado
@@ -26,6 +26,7 @@ from cortado.compiler.quantize.choose import moved_biases, quants_of
 from cortado.compiler.quantize.config import QuantizeConfig
 from cortado.compiler.quantize.equalize import equalized, find_factors
 from cortado.compiler.quantize.plan import make_plan
+from cortado.compiler.quantize.prepare import prepare
 from cortado.compiler.quantize.quantize import assign, calibrate, quantize_graph, summary
 from cortado.compiler.quantize.record import CalibrationRecord
 from cortado.compiler.quantize.simulate import simulation
@@ -60,6 +61,18 @@ def snr(graph: Graph, made: Graph) -> float:
     [feeds] = samples(graph, 1)
     want, got = run_graph(graph, feeds), run_graph(made, feeds)
     return min(float(10 * np.log10(np.sum(want[n] ** 2) / max(np.sum((got[n] - want[n]) ** 2), 1e-20))) for n in want)
+
+
+def assert_same_bits(graph: Graph) -> None:
+    """In int8 on every level that this machine runs, with one thread and two."""
+    feeds, record = feeds_of(graph), cortado.calibrate(graph, samples(graph))
+    answers = []
+    for name in (*X86_LEVELS, "host"):
+        if runs_here(find_target(name)):
+            model = cortado.compile(graph, target=name, dtype="int8", calibration=record, keep_float="none")
+            answers += [model.run(feeds, threads=threads) for threads in (1, 2)]
+    assert len(answers) > 2
+    assert all(np.array_equal(first, other[name]) for name, first in answers[0].items() for other in answers)
 
 
 def relu(net: Net, x: Value) -> Value:
@@ -239,7 +252,7 @@ def check_simulation(graph: Graph, config: QuantizeConfig) -> None:
     graph = optimize(graph)
     made, record = quantized(graph, config)
     assert record.decision is not None
-    plan = make_plan(equalized(graph, record.decision.factors))
+    plan = make_plan(equalized(prepare(graph), record.decision.factors))
     statistics = record.effective
     built = simulation(plan)
     verify(built.graph)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import Net, feeds_of, node_named, ops
-from native import runs_here
-from test_quantize import quantized, samples, snr
+from graphs import Net, node_named, ops
+from test_quantize import assert_same_bits, quantized, snr
 
-import cortado
-from cortado.backends.targets import find_target
 from cortado.compiler.graph import Graph, Node, Value
 from cortado.compiler.ops import make
 from cortado.compiler.optimize import optimize
@@ -41,15 +38,7 @@ def test_a_dense_block_is_int8_as_a_whole() -> None:
 
 
 def test_the_same_bits_everywhere() -> None:
-    graph = dense_block()
-    feeds, record = feeds_of(graph), cortado.calibrate(graph, samples(graph))
-    answers = [
-        cortado.compile(graph, target=name, dtype="int8", calibration=record, keep_float="none").run(feeds)
-        for name in ("x86-64", "x86-64-v3", "x86-64-v4", "host")
-        if runs_here(find_target(name))
-    ]
-    assert len(answers) > 1
-    assert all(np.array_equal(first, other[name]) for name, first in answers[0].items() for other in answers)
+    assert_same_bits(dense_block())
 
 
 def test_before_the_first_layer_and_behind_the_last_it_is_float() -> None:

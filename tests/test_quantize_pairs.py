@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-from graphs import Net, feeds_of, node_named, ops
-from native import runs_here
-from test_quantize import quantized, samples, snr
+from graphs import Net, node_named, ops
+from test_quantize import assert_same_bits, quantized, snr
 
-import cortado
-from cortado.backends.targets import find_target
 from cortado.compiler.graph import Graph, Value
 from cortado.compiler.optimize import optimize
 
@@ -68,11 +64,4 @@ def test_the_same_bits_everywhere() -> None:
     net = Net()
     a, b, c = layers(net, 3)
     graph = net.graph(net.conv(net.op("relu", net.op("add", net.op("add", a, b), c)), 5))
-    feeds, record = feeds_of(graph), cortado.calibrate(graph, samples(graph))
-    answers = [
-        cortado.compile(graph, target=name, dtype="int8", calibration=record, keep_float="none").run(feeds)
-        for name in ("x86-64", "x86-64-v3", "x86-64-v4", "host")
-        if runs_here(find_target(name))
-    ]
-    assert len(answers) > 1
-    assert all(np.array_equal(first, other[name]) for name, first in answers[0].items() for other in answers)
+    assert_same_bits(graph)
