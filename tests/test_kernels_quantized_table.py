@@ -22,7 +22,7 @@ from cortado.compiler.graph import Node
 from cortado.compiler.interpret import compile_kernel
 from cortado.compiler.kernels.quantized_softmax import lower_q_softmax
 from cortado.compiler.kernels.quantized_table import lower_q_table
-from cortado.compiler.lang import I8, Kernel
+from cortado.compiler.lang import I8, I32, Kernel
 from cortado.compiler.program import Operand, contiguous_strides
 from cortado.compiler.target import Target
 from cortado.compiler.virtual import TABLE, VIRTUALS
@@ -164,10 +164,14 @@ def text_of(node: Node, target: Target) -> str:
     return assembly(emit_module([call.kernel], target, "m"), target)
 
 
-def test_one_lane_of_a_vector_is_stored_alone() -> None:
+@pytest.mark.parametrize("name", [*X86, "aarch64"])
+def test_one_lane_of_a_vector_is_stored_alone(name: str) -> None:
     """Where a mask would leave one lane, LLVM stores the word that the byte was narrowed from."""
-    target = find_target("x86-64-v4")
-    if not runs_here(target):
-        pytest.skip("this machine does not run x86-64-v4")
-    node, arrays = softmax_case((3, 65), 1, "int8", 0.05)
-    check(lower_q_softmax, node, arrays, target, how="native", pad=1)
+    target = find_target(name)
+    k = KernelBuilder("narrowed", target)
+    out, x = k.param("out"), k.param("x")
+    lanes = target.lanes("i32")
+    k.store_lanes(out, k.convert(k.load(x, I32.with_lanes(lanes)), I8.with_lanes(lanes), "trunc"), 1)
+    stored, words = np.zeros(8, np.int8), np.full(lanes, 0x01020304, np.int32)
+    native(k.finish(), target)(stored, words)
+    assert stored.tolist() == [4, 0, 0, 0, 0, 0, 0, 0]
