@@ -331,8 +331,11 @@ class KernelBuilder:
 
 
 def _is_short(type_: Type, count: int) -> bool:
-    """Whether so many lanes are a shorter vector, or a word, which needs no mask."""
-    return count.bit_count() == 1 and count * BYTES[type_.scalar] >= 4
+    """Whether so many lanes are a shorter vector, or a word, which needs no mask.
+
+    One lane never gets a mask: LLVM joins a store of it with the narrowing before, and then stores the whole word.
+    """
+    return count == 1 or (count.bit_count() == 1 and count * BYTES[type_.scalar] >= 4)
 
 
 def _pieces(count: int) -> list[tuple[int, int]]:

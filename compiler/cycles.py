@@ -113,7 +113,10 @@ class _Walk:
         weight = SLOW.get(inst.attr, 1.0) if inst.kind == "binary" else VIRTUAL.get(inst.attr, 1.0) if floats else 1.0
         if floats and not self.target.fpu:
             weight *= SOFT
-        if inst.kind == "virtual" and inst.attr in ADDED:
+        whole = self.target.instructions(inst.attr, *(a.type for a in inst.args)) if inst.kind == "virtual" else 0
+        if whole:
+            counts.others += whole
+        elif inst.kind == "virtual" and inst.attr in ADDED:
             counts.products += vectors
             counts.others += 0 if any(name in f for f in self.target.features for name in MULTIPLY_ADD) else vectors
         elif floats or (inst.kind == "binary" and inst.attr == "mul"):

@@ -18,12 +18,14 @@ class Row:
 
     name: key of `virtual.VIRTUALS`. types: argument types, as in the node. feature: needed target feature, or "".
     emit: for an emitter of the target's own language; opaque here.
+    instructions: that it becomes; 0: one for each vector of its widest operand.
     """
 
     name: str
     types: tuple[Type, ...]
     feature: str
     emit: Callable[..., str]
+    instructions: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ class Target:
     def has(self, name: str, *types: Type) -> bool:
         """Whether a row provides the virtual instruction for these argument types."""
         return (name, types) in self.has_rows
+
+    def instructions(self, name: str, *types: Type) -> int:
+        """What `Row.instructions` says of the row that provides it; 0 where there is none."""
+        return next((row.instructions for row in self.rows if (row.name, row.types) == (name, types)), 0)
 
     def lanes(self, scalar: str) -> int:
         """Elements of the scalar type in one vector; 1 where there are no vectors."""

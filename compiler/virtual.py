@@ -13,7 +13,7 @@ import numpy as np
 
 from cortado.compiler import dots
 from cortado.compiler.evaluate import from_bf16, to_bf16
-from cortado.compiler.lang import VOID, Type
+from cortado.compiler.lang import I8, INDEX, VOID, Type
 
 if TYPE_CHECKING:
     from cortado.compiler.builder import KernelBuilder, Val
@@ -168,6 +168,15 @@ def _narrow_fallback(low: int, high: int) -> Callable[..., Val]:
     return fallback
 
 
+def _lookup_fallback(k: KernelBuilder, table: Val, index: Val) -> Val:
+    """By way of memory, one after another."""
+    entries, found = k.local("i8", TABLE.lanes), k.local("i8", index.type.lanes)
+    k.store(entries, table)
+    for lane in range(index.type.lanes):
+        k.store(found, k.load(entries, I8, k.convert(k.lane(index, lane), INDEX, "zext")), lane)
+    return k.load(found, index.type)
+
+
 def _f16_to_f32_fallback(k: KernelBuilder, a: Val) -> Val:
     """Subnormal numbers get a leading one, which is taken away again as a number; float32 has room for what is left."""
     wide, single = Type("i32", a.type.lanes), Type("f32", a.type.lanes)
@@ -202,6 +211,9 @@ def _f32_to_bf16_fallback(k: KernelBuilder, a: Val) -> Val:
     rounded = k.binary("lshr", bits + 0x7FFF + (upper & 1), 16)
     nan = (bits & 0x7FFFFFFF) > 0x7F800000
     return k.convert(k.select(nan, upper | 0x40, rounded), Type("i16", a.type.lanes), "trunc")
+
+
+TABLE = I8.with_lanes(256)
 
 
 def _same(a: Type, *_: Type) -> Type:
@@ -243,6 +255,8 @@ _LIST = (
     # clamp(words + zero) to the range of a byte with sign, or without; zero: -128 to 255, the sum within 32 bits.
     Virtual("narrow_i8", _byte, _narrow_meaning(-128, 127), _narrow_fallback(-128, 127)),
     Virtual("narrow_u8", _byte, _narrow_meaning(0, 255), _narrow_fallback(0, 255)),
+    # Of a TABLE and indices i8: the entries at the indices, which are taken without sign.
+    Virtual("lookup", lambda table, index: index, lambda table, index: table[np.asarray(index).view(np.uint8)], _lookup_fallback),
     # A wish: the cache line at the pointer, which may lie outside of all memory, comes to the second cache level. Nothing without a row.
     Virtual("prefetch", lambda a: VOID, lambda a: None, lambda k, a: a),
     # 16-bit floats as bit patterns (i16), rounded to nearest even.

@@ -112,6 +112,14 @@ class Case:
     pad: int = 0
 
 
+def need_emulator(target: Target) -> None:
+    """Skip the test unless the emulator of the target's machine is installed."""
+    arm = "qemu-system-arm" if target.name.startswith("cortex-m") else "qemu-arm"
+    emulator = {"x86": "bochs", "aarch64": "qemu-aarch64", "arm": arm}[target.family]
+    if shutil.which(emulator) is None:
+        pytest.skip(f"{emulator} is not installed")
+
+
 def need_bochs() -> None:
     """Skip the test unless the emulator is installed."""
     if shutil.which("bochs") is None:
@@ -120,7 +128,7 @@ def need_bochs() -> None:
 
 def check_emulated(cases: Sequence[Case], target: Target) -> None:
     """Compare all cases with the reference; the surroundings of every output must stay as they were. Skips without the emulator."""
-    need_bochs()
+    need_emulator(target)
     launches = Launches(target)
     outputs = [_launch(case, launches) for case in cases]
     launches.run()

@@ -20,7 +20,8 @@ from cortado.compiler.kernels.quantized_average import lower_q_average_pool, low
 from cortado.compiler.kernels.quantized_conv import lower_q_conv, lower_q_conv_larger, lower_q_fc
 from cortado.compiler.kernels.quantized_pointwise import lower_dequantize, lower_q_add, lower_q_mul, lower_quantize
 from cortado.compiler.kernels.quantized_pooled import lower_q_conv_mean
-from cortado.compiler.kernels.quantized_table import lower_q_softmax, lower_q_table
+from cortado.compiler.kernels.quantized_softmax import lower_q_softmax
+from cortado.compiler.kernels.quantized_table import lower_q_table
 from cortado.compiler.ops import make
 from cortado.compiler.ops.quantized import make_table
 from cortado.compiler.program import Operand, contiguous_strides

@@ -184,13 +184,18 @@ def test_arithmetic_with_one_number_is_a_table(op: str, first: bool) -> None:
     assert snr(graph, made) > 25
 
 
-def test_estimates_keep_float_what_is_slower_so() -> None:
-    """The softmax of a core with long vectors is faster in float; the products are not."""
-    graph = optimize(block(96, 128, 2))
+@pytest.mark.parametrize("name", ["x86-64", "x86-64-v3", "znver4"])
+@pytest.mark.parametrize("length", [96, 197])
+def test_estimates_take_a_softmax_between_products(name: str, length: int) -> None:
+    """With the conversions around it the one of floats takes longer, as the products do."""
+    graph = optimize(block(length, 128, 2))
     record = calibrate(graph, samples(graph), ReferenceExecutor, QuantizeConfig("min_max", False, False))
-    found = assign(graph, record, keep_float="slower", judge=find_target("x86-64-v3"))
-    assert found.floats == ("shares",)
+    found = assign(graph, record, keep_float="slower", judge=find_target(name))
+    assert found.floats == ()
     assert found.costs is not None
     for node in graph.nodes():
         if node.op == "batch_matmul":
             assert found.costs.integers[node] < found.costs.floats[node]
+        if node.op == "softmax":
+            conversions = found.costs.back[node.inputs[0]] + found.costs.into[node.out()]
+            assert found.costs.integers[node] < found.costs.floats[node] + conversions

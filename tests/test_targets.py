@@ -11,9 +11,9 @@ from cortado.backends.codegen import assembly, compile_modules
 from cortado.backends.llvm import emit_module
 from cortado.backends.targets import find_target, target_names
 from cortado.compiler.builder import KernelBuilder, Val
-from cortado.compiler.lang import F32, I32, INDEX, PTR, Kernel, Type
+from cortado.compiler.lang import F32, I8, I32, INDEX, PTR, Kernel, Type
 from cortado.compiler.target import Target, reproducible
-from cortado.compiler.virtual import VIRTUALS
+from cortado.compiler.virtual import TABLE, VIRTUALS
 from cortado.errors import TargetError
 
 EXPLICIT = tuple(name for name in target_names() if name != "host")
@@ -26,10 +26,12 @@ MNEMONICS = {
         "ceil": r"v?(round|rndscale)[ps][sd]\s+\$(10|2),", "f16_to_f32": "vcvt(ph2ps|sh2ss)", "f32_to_f16": "vcvt(ps2ph|ss2sh)",
         "dot2": r"v?p(maddwd|dpwssd)", "dot4": "vpdpbusd", "flip_signs": "vp?xor(d|ps)?",
         "prefetch": "prefetch", "round_i32": "v?cvtps2dq", "narrow_i8": "v?packsswb", "narrow_u8": "v?packuswb",
+        "lookup": r"vp(shufb|erm[it]2[bw])",
     },
     "aarch64": {
         "fma": r"fml?add?|fmla", "abs": "fabs", "sqrt": "fsqrt", "round_even": "frintn", "floor": "frintm", "ceil": "frintp",
         "f16_to_f32": "fcvtl?", "f32_to_f16": "fcvtn?", "prefetch": "prfm",
+        "lookup": "tbx",
     },
     "arm": {
         "fma": r"vfma\.f32", "abs": r"vabs\.f32", "sqrt": r"vsqrt\.f32", "round_even": r"vrintx\.f32", "floor": r"vrintm\.f32",
@@ -72,6 +74,7 @@ def test_every_virtual_instruction_has_a_form_without_calls(name: str) -> None:
     types |= dict.fromkeys(("f16_to_f32", "bf16_to_f32"), (Type("i16", kind.lanes),))
     types |= dict.fromkeys(("dot2", "dot4"), (I32.with_lanes(kind.lanes),) * 3) | {"flip_signs": (I32.with_lanes(kind.lanes),)}
     types |= dict.fromkeys(("narrow_i8", "narrow_u8"), (I32.with_lanes(4 * kind.lanes),) * 2)
+    types["lookup"] = (TABLE, I8.with_lanes(target.lanes("i8")))
     kernels = [applied(target, virtual, types.get(virtual, (kind,))) for virtual in VIRTUALS]
     compile_modules([("m", emit_module(kernels, target, "t"))], target)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from cortado.backends.targets.lookups import NEON_LOOKUPS
 from cortado.backends.targets.rows import PREFETCH, float_rows, half_rows
 from cortado.backends.targets.systems import SYSTEMS
 from cortado.compiler.target import Memory, Target
@@ -64,7 +65,7 @@ def make(name: str, cpu: str, additions: Iterable[str], system: str) -> Target:
         features=tuple(f"+{feature}" for feature in features),
         vector_bits=128,
         vector_registers=32,
-        rows=(*float_rows(dict.fromkeys(_ROWS, "+neon"), 128, ("f32", "f64")), *half_rows("+neon", 128), PREFETCH),
+        rows=(*float_rows(dict.fromkeys(_ROWS, "+neon"), 128, ("f32", "f64")), *half_rows("+neon", 128), *NEON_LOOKUPS, PREFETCH),
         memories=(Memory("l1", core.l1), Memory("l2", core.l2)),
         clock_hz=core.clock_hz,
     )

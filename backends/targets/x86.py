@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from cortado.backends.targets.conversions import narrow_rows, round_rows
 from cortado.backends.targets.dots import x86_dots
+from cortado.backends.targets.lookups import x86_lookups
 from cortado.backends.targets.rows import PREFETCH, float_rows, half_rows
 from cortado.backends.targets.systems import SYSTEMS
 from cortado.compiler.target import Memory, Target
@@ -19,17 +20,19 @@ LEVELS: Mapping[str, tuple[str, ...]] = {"x86-64": (), "x86-64-v2": _V2, "x86-64
 
 _VNNI = (*_V4, "avx512vnni")
 _BF16 = (*_VNNI, "avx512bf16")
+_VBMI = (*_BF16, "avx512vbmi")
 CPUS: Mapping[str, tuple[str, ...]] = {
     "haswell": _V3, "skylake": _V3, "znver1": _V3, "znver2": _V3, "znver3": _V3, "alderlake": (*_V3, "avxvnni"),
-    "skylake-avx512": _V4, "cascadelake": _VNNI, "icelake-client": _VNNI, "icelake-server": _VNNI, "cooperlake": _BF16,
-    "sapphirerapids": (*_BF16, "avx512fp16", "avxvnni"), "znver4": _BF16, "znver5": (*_BF16, "avxvnni"),
+    "skylake-avx512": _V4, "cascadelake": _VNNI, "icelake-client": (*_VNNI, "avx512vbmi"),
+    "icelake-server": (*_VNNI, "avx512vbmi"), "cooperlake": _BF16,
+    "sapphirerapids": (*_VBMI, "avx512fp16", "avxvnni"), "znver4": _VBMI, "znver5": (*_VBMI, "avxvnni"),
 }  # fmt: skip
 HALVES = ("znver4",)  # cpus that do the two halves of a long vector one after another
 # What a user may add with "+": each with what it builds on.
 ADDITIONS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(_V2, ()),
     "avx": _V2, "avx2": (*_V2, "avx"), "fma": (*_V2, "avx"), "f16c": (*_V2, "avx"), "avxvnni": (*_V2, "avx", "avx2"),
-    "avx512vnni": _V4, "avx512bf16": _V4, "avx512fp16": _V4,
+    "avx512vnni": _V4, "avx512bf16": _V4, "avx512fp16": _V4, "avx512vbmi": _V4,
 }  # fmt: skip
 
 
@@ -86,6 +89,7 @@ def make(
             *x86_dots(features, bits),
             *round_rows(bits),
             *narrow_rows(features, bits),
+            *x86_lookups(features),
             PREFETCH,
         ),
         memories=memories or (Memory("l1", 32 << 10), Memory("l2", 512 << 10), Memory("l3", 8 << 20)),

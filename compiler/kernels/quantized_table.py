@@ -1,22 +1,21 @@
-"""Quantized kernels that look numbers up: any function of one byte, and softmax."""
+"""Any function of one byte, by a table of its 256 results."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.graph import Node
-from cortado.compiler.kernels.loops import collapse, drivers, leading_axes, nest, position, rows, task_loop
-from cortado.compiler.lang import I8, I32, INDEX
-from cortado.compiler.ops.quantized_elementwise import softmax_table
-from cortado.compiler.ops.requantize import scale_of
+from cortado.compiler.kernels.loops import Piece, collapse, drivers, position, rows, vector_row
+from cortado.compiler.lang import I8, INDEX, Type
 from cortado.compiler.program import KernelCall, Operand, Ref
 from cortado.compiler.target import Target
+from cortado.compiler.virtual import TABLE
 
 UNROLL = 4
+SHORT = 4  # rows of less than this part of a vector are looked up one by one
 
 
 def lower_q_table(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
@@ -28,65 +27,75 @@ def lower_q_table(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], t
     k = KernelBuilder("q_table", target)
     source, table, sink = k.param("in0"), k.param("table"), k.param("out")
     begin, end = drivers(k)
+    steps, length = (space.strides[0][-1], space.strides[1][-1]), space.shape[-1]
+    lanes = target.lanes("i8")
+    vectors = steps == (1, 1) and SHORT * length >= lanes and looks_up(target)
+    entries = k.load(table, TABLE) if vectors else None
 
     def row(at: list[Val], part: tuple[Val, Val] | None) -> None:
         come, go = (k.offset(p, position(k, at, s[:-1]), "i8") for p, s in zip((source, sink), space.strides, strict=True))
-        step_in, step_out = space.strides[0][-1], space.strides[1][-1]
+        if entries is not None:
+            look_up_vectors(k, entries, come, go, length, part)
+            return
+        start, stop = part if part is not None else (k.index(0), k.index(length))
+        look_up_bytes(k, table, (come, go), steps, start, stop)
 
-        def one(i: Val) -> None:
-            k.store(go, k.load(table, I8, k.convert(k.load(come, I8, i * step_in), INDEX, "zext")), i * step_out)
-
-        start, stop = part if part is not None else (k.index(0), k.index(space.shape[-1]))
-        whole = start + (stop - start) // UNROLL * UNROLL
-
-        def several(i: Val) -> None:
-            for u in range(UNROLL):
-                one(i + u)
-
-        k.loop(start, whole, UNROLL, several)
-        k.loop(whole, stop, 1, one)
-
-    tasks = rows(k, begin, end, space.shape, UNROLL, row)
+    tasks = rows(k, begin, end, space.shape, UNROLL * lanes if vectors else UNROLL, row)
     refs = (Ref("input", 0), Ref("weights", array=np.asarray(node.attrs["table"])), Ref("output", 0))
     return [KernelCall(k.finish(), refs, tasks, tasks)]
 
 
-def lower_q_softmax(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
-    """Over any one axis; integers all through."""
-    (x,), (y,) = ins, outs
-    if y.type.size == 0:
-        return []
-    axis, signed = node.attrs["axis"], x.type.dtype == "int8"
-    table = softmax_table(scale_of(node.inputs[0].type)[0], x.shape[axis]).astype(np.uint32).view(np.int32)
-    others = [i for i in range(len(x.shape)) if i != axis]
-    space = collapse([x.shape[i] for i in others], [[o.strides[i] for i in others] for o in (x, y)])
-    k = KernelBuilder("q_softmax", target)
-    source, numbers, sink = k.param("in0"), k.param("table"), k.param("out")
-    begin, end = drivers(k)
-    lead = leading_axes(space.shape)
-    zero, count = node.attrs["quant"].zero_points[0], x.shape[axis]
+def looks_up(target: Target) -> bool:
+    """Whether the target looks up vectors of bytes, one and UNROLL at once."""
+    return all(target.has("lookup", TABLE, I8.with_lanes(count * target.lanes("i8"))) for count in (1, UNROLL))
 
-    def one(at: list[Val]) -> None:
-        come, go = (k.offset(p, position(k, at, s), "i8") for p, s in zip((source, sink), space.strides, strict=True))
 
-        def byte(i: Val) -> Val:
-            return k.convert(k.load(come, I8, i * x.strides[axis]), I32, "sext" if signed else "zext")
+def look_up_vectors(
+    k: KernelBuilder,
+    entries: Val,
+    come: Val,
+    go: Val,
+    length: int,
+    part: tuple[Val, Val] | None = None,
+    index: Callable[[Val], Val] = lambda value: value,
+) -> None:
+    """go[i] = entries[index(come[i])], neighbouring bytes; part: as in `vector_row`. For a target that `looks_up`."""
+    lanes = k.target.lanes("i8")
 
-        (greatest,) = k.loop(0, count, 1, lambda i, most: [k.max(most, byte(i))], [k.const(-128, I32)])
+    def some(at: Val, count: int, kind: Type) -> None:
+        value = k.virtual("lookup", entries, index(k.load_lanes(come, kind, count, at)))
+        k.store_lanes(go, value, count, at)
 
-        def term(i: Val) -> Val:
-            return k.load(numbers, I32, k.convert(byte(i) - greatest + 255, INDEX, "zext"))
+    def body(pieces: list[Piece]) -> None:
+        if sum(count for _, count in pieces) == UNROLL * lanes:
+            some(pieces[0][0], UNROLL * lanes, I8.with_lanes(UNROLL * lanes))
+            return
+        for at, count in pieces:
+            some(at, count, I8.with_lanes(lanes))
 
-        (total,) = k.loop(0, count, 1, lambda i, part: [part + term(i)], [k.zero(I32)])
-        half = k.binary("lshr", total, 1)
+    vector_row(k, length, lanes, UNROLL, body, part)
 
-        def result(i: Val) -> None:
-            share = k.binary("udiv", (term(i) << 8) + half, total)
-            k.store(go, k.convert(k.binary("umin", share, 255) + zero, I8, "trunc"), i * y.strides[axis])
 
-        k.loop(0, count, 1, result)
+def look_up_bytes(
+    k: KernelBuilder,
+    table: Val,
+    places: tuple[Val, Val],
+    steps: tuple[int, int],
+    start: Val,
+    stop: Val,
+    how: str = "zext",
+) -> None:
+    """places[1][i] = table[byte places[0][i]] for i in start..stop, one by one. how: the bytes are made indices."""
+    come, go = places
 
-    task_loop(k, begin, end, space.shape[:lead], lambda head: nest(k, space.shape[lead:], lambda tail: one([*head, *tail])))
-    refs = (Ref("input", 0), Ref("weights", array=table), Ref("output", 0))
-    tasks = prod(space.shape[:lead])
-    return [KernelCall(k.finish(), refs, tasks, tasks if prod(x.shape[:axis]) > 1 else 0)]
+    def one(i: Val) -> None:
+        k.store(go, k.load(table, I8, k.convert(k.load(come, I8, i * steps[0]), INDEX, how)), i * steps[1])
+
+    whole = start + (stop - start) // UNROLL * UNROLL
+
+    def several(i: Val) -> None:
+        for u in range(UNROLL):
+            one(i + u)
+
+    k.loop(start, whole, UNROLL, several)
+    k.loop(whole, stop, 1, one)

@@ -27,7 +27,8 @@ from cortado.compiler.kernels.quantized_matmul import lower_q_matmul
 from cortado.compiler.kernels.quantized_pointwise import lower_dequantize, lower_q_add, lower_q_mul, lower_quantize
 from cortado.compiler.kernels.quantized_pooled import lower_q_conv_mean
 from cortado.compiler.kernels.quantized_roi import lower_q_roi_align
-from cortado.compiler.kernels.quantized_table import lower_q_softmax, lower_q_table
+from cortado.compiler.kernels.quantized_softmax import lower_q_softmax
+from cortado.compiler.kernels.quantized_table import lower_q_table
 from cortado.compiler.kernels.quantized_winograd import may_filter
 from cortado.compiler.kernels.reduce import lower_reduce
 from cortado.compiler.kernels.resize import lower_resize_bilinear, lower_resize_nearest
