@@ -1,5 +1,5 @@
-"""A depthwise convolution with the 1x1 convolutions around it becomes one operator, where its row blocks pay on the target: by measurements,
-where there are any, else by the cost model.
+"""A depthwise convolution with the one before and a 1x1 one after it becomes one operator, where its row blocks pay on the target: by
+measurements, where there are any, else by the cost model.
 
 The only rewrite that knows the target. It comes after all others, and after quantization: integer convolutions stay as they are.
 """
@@ -27,7 +27,7 @@ def fuse_chains(graph: Graph, target: Target, threads: int, steps: Steps, tuning
     """
 
     def fuse_chain(node: Node, context: Context) -> Replacement | None:
-        """[conv 1x1,] depthwise conv, conv 1x1 -> conv_chain; without the last where the depthwise output is for something else."""
+        """[conv,] depthwise conv, conv 1x1 -> conv_chain; without the last where the depthwise output is for something else."""
         found = (chain_of(parts, threads) for parts in _chains_at(node, context))
         return next((chain for chain in found if _pays(chain, target, threads, tuning)), None)
 
