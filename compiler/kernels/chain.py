@@ -41,7 +41,7 @@ class Rates:
 
 
 # Measured on Zen 3, and on Zen 4 with AVX2.
-WIDER = Rates(0.07, 0.06, 2, 0.01)
+WIDER = Rates(0.07, 0.06, 2, 0.015)
 # Zen 4. There the time is less in the layers themselves than in the memory that a whole run touches: what is not there leaves the last
 # cache level to the rest. So chains pay in a network that by themselves are hardly faster than their layers.
 SINGLE = Rates(0.02, 0.06, 1, 0.004)
