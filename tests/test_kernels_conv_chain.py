@@ -18,12 +18,16 @@ from cortado.compiler.program import Operand, contiguous_strides
 from cortado.compiler.target import Target
 
 TARGETS = tuple(made_target(bits, bits > 128) for bits in (128, 256, 512))
+POINT = (1, 1), (1, 1), (1, 1), (0, 0, 0, 0)
 CLAMP = ("activation", "clip", (("hi", 9.0), ("lo", -4.0)))
 
 
 @dataclass(frozen=True)
 class Chain:
-    """before, after: output channels of the 1x1 convolutions, 0 for none. ranges: of rows."""
+    """before, after: output channels of the other convolutions, 0 for none; the first one's kernel, strides, dilations and pads are `first`.
+
+    ranges: of rows.
+    """
 
     image: tuple[int, int, int, int]
     before: int
@@ -36,6 +40,7 @@ class Chain:
     bias: bool = True
     residual: bool = False
     ranges: int = 3
+    first: tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int, int, int]] = POINT
 
 
 CHAINS = (
@@ -50,6 +55,12 @@ CHAINS = (
     Chain((1, 14, 4, 3), 6, 7, strides=(3, 1), pads=(0, 1, 0, 1)),
     Chain((1, 6, 5, 3), 4, 9, multiplier=2),
     Chain((1, 3, 3, 2), 20, 18, kernel=(5, 3), pads=(2, 1, 2, 1), ranges=1),
+    Chain((1, 17, 13, 3), 18, 7, first=((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))),
+    Chain((2, 16, 12, 3), 8, 5, strides=(2, 2), first=((3, 3), (2, 2), (1, 1), (0, 0, 1, 1))),
+    Chain((1, 9, 8, 4), 17, 0, first=((3, 3), (1, 1), (1, 1), (1, 1, 1, 1)), ranges=4),
+    Chain((1, 13, 14, 5), 6, 9, first=((2, 4), (1, 3), (2, 1), (1, 2, 1, 0)), bias=False),
+    Chain((1, 12, 9, 6), 20, 4, first=((1, 1), (2, 1), (1, 1), (0, 0, 0, 0))),
+    Chain((1, 5, 9, 3), 7, 8, kernel=(3, 3), pads=(1, 1, 1, 1), first=((5, 3), (1, 2), (1, 1), (0, 1, 0, 1))),
 )
 
 
@@ -62,7 +73,6 @@ def made(chain: Chain, dtype: str = "float32") -> tuple[Node, list[np.ndarray]]:
 
     channels, stages = chain.image[-1], []
     arrays = [numbers(*chain.image)]
-    point = {"strides": (1, 1), "dilations": (1, 1), "pads_begin": (0, 0), "pads_end": (0, 0), "group": 1}
     bias = (("bias",),) * chain.bias
 
     def add(outputs: int, kernel: tuple[int, int], attrs: dict[str, Any], epilogue: tuple[Any, ...]) -> None:
@@ -71,19 +81,22 @@ def made(chain: Chain, dtype: str = "float32") -> tuple[Node, list[np.ndarray]]:
         stages.append({**attrs, "epilogue": epilogue})
 
     if chain.before:
-        add(chain.before, (1, 1), point, (*bias, CLAMP))
+        add(chain.before, chain.first[0], window(*chain.first[1:], 1), (*bias, CLAMP))
         channels = chain.before
-    attrs = {"strides": chain.strides, "dilations": chain.dilations, "pads_begin": chain.pads[:2], "pads_end": chain.pads[2:]}
-    add(channels * chain.multiplier, chain.kernel, {**attrs, "group": channels}, (*bias, CLAMP))
+    add(channels * chain.multiplier, chain.kernel, window(chain.strides, chain.dilations, chain.pads, channels), (*bias, CLAMP))
     channels *= chain.multiplier
     if chain.after:
-        add(chain.after, (1, 1), point, bias)
+        add(chain.after, POINT[0], window(*POINT[1:], 1), bias)
     if chain.residual:
         plain = node_of("conv_chain", arrays, attributes(stages, chain.ranges))
         arrays.append(numbers(*plain.types[0].shape))
         stages[-1]["epilogue"] += (("residual",),)
     fixed = range(1, len(arrays) - chain.residual)
     return node_of("conv_chain", arrays, attributes(stages, chain.ranges), fixed), arrays
+
+
+def window(strides: tuple[int, int], dilations: tuple[int, int], pads: tuple[int, int, int, int], group: int) -> dict[str, Any]:
+    return {"strides": strides, "dilations": dilations, "pads_begin": pads[:2], "pads_end": pads[2:], "group": group}
 
 
 def attributes(stages: list[dict[str, Any]], ranges: int) -> dict[str, Any]:
@@ -111,9 +124,11 @@ def test_random_chains() -> None:
         pads = tuple(int(rng.integers(0, r + 1)) for r in reach * 2)
         image = (int(rng.integers(1, 3)), *(int(r + rng.integers(3, 12)) for r in reach), int(rng.integers(1, 9)))
         before, after = ((0, 7), (11, 0), (18, 5))[rng.integers(3)]
+        side = int(rng.integers(1, 4))  # of the first one's kernel, whose output is as large as its input
+        first = (side, side), (1, 1), (1, 1), ((side - 1) // 2,) * 2 + (side // 2,) * 2
         chain = Chain(
             image, before, after, kernel, tuple(int(s) for s in rng.integers(1, 4, 2)), dilations, pads,
-            bias=bool(rng.integers(2)), residual=bool(rng.integers(2)) and after > 0, ranges=int(rng.integers(1, 6)),
+            bias=bool(rng.integers(2)), residual=bool(rng.integers(2)) and after > 0, ranges=int(rng.integers(1, 6)), first=first,
         )  # fmt: skip
         if image[-1] == 1 and not before:
             continue
@@ -124,6 +139,7 @@ LARGER = (
     Chain((1, 28, 29, 12), 72, 20, residual=True),
     Chain((1, 41, 40, 8), 48, 17, strides=(2, 2)),
     Chain((2, 20, 19, 24), 0, 40, kernel=(5, 5), pads=(2, 2, 2, 2)),
+    Chain((2, 49, 47, 3), 40, 24, first=((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))),
 )
 
 

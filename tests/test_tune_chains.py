@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from graphs import Net, feeds_of, ops
-from test_passes_chains import V3, block
+from test_passes_chains import V3, block, stem
 from test_tune import Scripted
 
 import cortado
@@ -155,6 +155,21 @@ def test_both_ways_compute_the_same_on_one_bench(inside: Choice) -> None:
         got = executor.run(feeds)["0"]
         assert executor.time() > 0
         assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_first_layers_are_measured_too() -> None:
+    net, target = Net(), find_target("host")
+    graph = net.graph(stem(net, net.input(1, 21, 18, 3), 20, 9))
+    layer = chains(graph)[3]
+    fused, apart = (
+        [replace(call, kernel=legalize(call.kernel, target)) for call in chain_calls(layer, c, target, table(graph, {}))]
+        for c in (FUSED, APART)
+    )
+    x = np.random.default_rng(0).standard_normal((1, 21, 18, 3)).astype(np.float32)
+    wanted = run_graph(graph, {"x0": x})["out0"]
+    for executor in timed_layers([fused, apart], target, Bench(memory(layer), layer.outs, target, 64 << 20)):
+        assert np.abs(executor.run({"0": x})["0"] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    assert len(fused) == 1 < len(apart) and "conv_chain" in ops(fuse_chains(graph, V3, 1, Steps(), table(graph, {3: FUSED})))
 
 
 @pytest.mark.parametrize("fused, best", [(0.5, FUSED), (0.99, APART), (1.5, APART)])

@@ -52,7 +52,7 @@ def algorithms(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targ
     Of a conv_chain: whether it should be one, as planned for one thread.
     """
     if node.op == "conv_chain":
-        fused = chain_pays(core_of(target, SCALAR_OF[outs[0].type.dtype]), node.inputs, node.attrs, outs[0].shape, 1)
+        fused = chain_pays(node.inputs, node.attrs, target, 1)
         return [Chain(fused), Chain(not fused)]
     if outs[0].type.size == 0 or node.op not in ("conv", "fc", *QUANTIZED) or node.inputs[1].constant is None:
         return []

@@ -8,30 +8,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from cortado.compiler.graph import Value
-from cortado.compiler.kernels.tiling import Core, choose_panels, panel_cycles
-from cortado.compiler.ops.conv_chain import stages
+from cortado.compiler.kernels.tiling import Core, SingleCore, choose_panels, core_of, panel_cycles
+from cortado.compiler.kernels.winograd import choose_winograd
+from cortado.compiler.lang import SCALAR_OF
+from cortado.compiler.ops import make
+from cortado.compiler.ops.conv_chain import CONV, stages
+from cortado.compiler.program import Operand, contiguous_strides
+from cortado.compiler.target import Target
 
 Shape = tuple[int, int, int, int]
 
-# Cycles per byte, measured on Zen 3: of the depthwise convolution's input and output, as far as they are larger than LEVELS times the
-# second cache level (the input is read once for each kernel row); of weights read again.
-WIDE, MIDDLE, AGAIN = 0.07, 0.008, 0.015
-LEVELS = 3
+AGAIN = 0.015  # cycles per byte of weights read again
 CALL = 60.0  # cycles
-# Of the cycles of all multiply-adds, at least: chains that promised less were measured anywhere from 4% faster to 6% slower.
-GAIN = 0.05
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What middle tensors cost where they go through memory.
+
+    wide, middle: cycles per byte of the depthwise convolution's input and output, as far as they are larger than `levels` times the second
+    cache level. gain: of the cycles of all multiply-adds, at least.
+    """
+
+    wide: float
+    middle: float
+    levels: int
+    gain: float
+
+
+# Measured on Zen 3, and on Zen 4 with AVX2.
+WIDER = Rates(0.07, 0.06, 2, 0.015)
+# Zen 4. There the time is less in the layers themselves than in the memory that a whole run touches: what is not there leaves the last
+# cache level to the rest. So chains pay in a network that by themselves are hardly faster than their layers.
+SINGLE = Rates(0.02, 0.06, 1, 0.004)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One convolution. inputs: filter and epilogue inputs. first: the position of the filter among the chain's inputs."""
+    """One convolution. inputs: filter and epilogue inputs. first: the position of the filter among the chain's inputs. out: its shape."""
 
     inputs: tuple[Value, ...]
     attrs: Mapping[str, Any]
     first: int
+    out: Shape
 
     @property
     def filters(self) -> Value:
@@ -41,6 +64,11 @@ class Stage:
     def bias(self) -> Any:
         has = any(entry[0] == "bias" for entry in self.attrs["epilogue"])
         return self.inputs[1].constant if has else None
+
+    @property
+    def point(self) -> bool:
+        """Whether it reads nothing but the pixel that it makes."""
+        return self.filters.shape[1:-1] == (1, 1) and {*self.attrs["strides"]} == {1}
 
     @property
     def depthwise(self) -> bool:
@@ -80,14 +108,24 @@ class Blocks:
 
 
 def parse_chain(inputs: Sequence[Value], attrs: Mapping[str, Any]) -> tuple[Stage | None, Stage, Stage | None]:
-    """The 1x1 convolution before, the depthwise one, and the 1x1 one after it."""
+    """The convolution before, the depthwise one, and the 1x1 one after it."""
     found: list[Stage] = []
-    first = 1
+    out, first = inputs[0].type, 1
     for own, its in stages(inputs, attrs):
-        found.append(Stage(own, its, first))
+        (out,) = CONV.infer((out, *(value.type for value in own)), its)
+        images, height, width, channels = out.shape
+        found.append(Stage(own, its, first, (images, height, width, channels)))
         first += len(own)
     (at,) = (i for i, stage in enumerate(found) if stage.depthwise)
     return (found[0] if at else None), found[at], (found[at + 1] if at + 1 < len(found) else None)
+
+
+def input_shape(x: Value, before: Stage | None) -> Shape:
+    """Of the depthwise convolution in a chain of x."""
+    if before is not None:
+        return before.out
+    images, height, width, channels = x.shape
+    return images, height, width, channels
 
 
 def reach_of(spread: Stage) -> int:
@@ -114,43 +152,49 @@ def choose_blocks(core: Core, wide: Shape, middle: Shape, spread: Stage, ringed:
     return Blocks(images, height, rows, ring(rows), -(-count // ranges), nbytes(rows))
 
 
-def chain_pays(core: Core, inputs: Sequence[Value], attrs: Mapping[str, Any], out: Sequence[int], threads: int) -> bool:
-    """Whether one operator is clearly faster than several. inputs, attrs: of the operator. out: shape of its output."""
+def chain_pays(inputs: Sequence[Value], attrs: Mapping[str, Any], target: Target, threads: int) -> bool:
+    """Whether one operator is clearly faster than several. inputs, attrs: of the operator."""
+    core = core_of(target, SCALAR_OF[inputs[0].type.dtype])
     if core.in_order:
         return False
     before, spread, after = parse_chain(inputs, attrs)
-    wide = _with_channels(inputs[0].shape, inputs[0].shape[-1] if before is None else before.filters.shape[0])
-    middle = _with_channels(out, spread.filters.shape[0])
+    wide, middle = input_shape(inputs[0], before), spread.out
     blocks = choose_blocks(core, wide, middle, spread, before is not None, 1)
     points = [stage for stage in (before, after) if stage is not None]
     weights = sum(stage.filters.type.size for stage in points) * core.element
     if weights > core.second_level // 4 or blocks.nbytes > core.second_level // 2:
         return False
-    between = [(shape, rate) for shape, rate, stage in ((wide, WIDE, before), (middle, MIDDLE, after)) if stage is not None]
-    outside = sum(max(0, _size(shape) * core.element - LEVELS * core.second_level) * rate for shape, rate in between)
-    work = _size(middle) * spread.filters.type.size / middle[3] / core.lanes / 2
+    if before is not None and _filtered(inputs[0], before, target):
+        return False
+    single = isinstance(core, SingleCore)
+    rates = SINGLE if single else WIDER
+    between = [
+        (shape, rate) for shape, rate, stage in ((wide, rates.wide, before), (middle, rates.middle, after)) if stage is not None
+    ]
+    outside = sum(max(0, prod(shape) * core.element - rates.levels * core.second_level) * rate for shape, rate in between)
+    work = prod(middle) * spread.filters.type.size / middle[3] / core.lanes / (1 if single else 2)
     cost = blocks.count * (weights * AGAIN + 3 * CALL)
     if before is not None:
         rows = wide[0] * wide[1]
-        whole, by_row = _cycles(core, before, rows * wide[2]), rows * (_cycles(core, before, wide[2]) + CALL)
+        by_row = rows * _cycles(core, before, wide[2])
+        whole = _cycles(core, before, rows * wide[2]) if before.point else by_row
         again = (threads - 1) * max(0, reach_of(spread) - spread.attrs["strides"][0]) / rows
-        work, cost = work + whole, cost + by_row * (1 + again) - whole
+        work, cost = work + whole, cost + (by_row + rows * CALL) * (1 + again) - whole
     if after is not None:
-        whole = _cycles(core, after, _size(middle) // middle[3])
+        whole = _cycles(core, after, prod(middle[:3]))
         work, cost = work + whole, cost + blocks.count * _cycles(core, after, blocks.rows * middle[2]) - whole
-    return outside - cost > GAIN * work
+    return outside - cost > rates.gain * work
 
 
-def _with_channels(shape: Sequence[int], channels: int) -> Shape:
-    images, height, width, _ = shape
-    return images, height, width, channels
+def _filtered(x: Value, stage: Stage, target: Target) -> bool:
+    """Whether the convolution alone would be done by Winograd's filtering, of all rows at once."""
+    node = make("conv", (x, *stage.inputs), stage.attrs, "")
+    ins, outs = (
+        [Operand(t, contiguous_strides(t.shape)) for t in types] for types in ([v.type for v in node.inputs], node.types)
+    )
+    return choose_winograd(node, ins, outs, target) is not None
 
 
 def _cycles(core: Core, stage: Stage, pixels: int) -> float:
-    outputs, depth = stage.filters.shape[0], stage.filters.shape[-1]
+    outputs, depth = stage.filters.shape[0], prod(stage.filters.shape[1:])
     return panel_cycles(core, choose_panels(core, outputs, pixels, depth), pixels, depth)
-
-
-def _size(shape: Shape) -> int:
-    images, height, width, channels = shape
-    return images * height * width * channels

@@ -1,6 +1,6 @@
-"""A depthwise convolution and the 1x1 convolutions before and after it, row block by row block: what is between them stays in the caches.
+"""A depthwise convolution, one before and a 1x1 one after it, row block by row block: what is between them stays in the caches.
 
-For each block of output rows the 1x1 convolution before makes the input rows that are not there yet, in a ring of as many rows as one
+For each block of output rows the convolution before makes the input rows that are not there yet, in a ring of as many rows as one
 block reads; the depthwise driver makes the block's rows of them; the tiles of the 1x1 convolution after it make the block's output of
 these. A range of tasks that is run at a time has buffers of its own, found by its first task, and goes on with the rows of the
 task before; at its beginning it makes the rows again that another range makes too.
@@ -9,10 +9,12 @@ task before; at its beginning it makes the rows again that another range makes t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
 
 from cortado.compiler.builder import KernelBuilder, Number, Val
 from cortado.compiler.graph import Node
-from cortado.compiler.kernels.chain import Stage, choose_blocks, parse_chain, reach_of
+from cortado.compiler.kernels.chain import Stage, choose_blocks, input_shape, parse_chain, reach_of
 from cortado.compiler.kernels.depthwise import Layer, choose_cuts, depthwise_driver, pack_steps
 from cortado.compiler.kernels.depthwise_block import block_kernel
 from cortado.compiler.kernels.driver import Contraction, contraction_driver
@@ -28,7 +30,7 @@ from cortado.compiler.types import TensorType
 
 
 def lower_conv_chain(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
-    """x[N,H,W,C], then filter and epilogue inputs of [a 1x1,] a depthwise [and a 1x1] convolution -> out[N,OH,OW,O]."""
+    """x[N,H,W,C], then filter and epilogue inputs of [any,] a depthwise [and a 1x1] convolution -> out[N,OH,OW,O]."""
     return _Lowering(node, ins, outs[0], target).calls() if outs[0].type.size else []
 
 
@@ -41,15 +43,11 @@ class _Lowering:
         last = self.after or self.spread
         self.residual_at = parse_epilogue(last.attrs["epilogue"], last.first + 1).residual
         self.residual = None if self.residual_at is None else ins[self.residual_at]
-        images, height, width, channels = self.x.shape
-        if self.before is not None:
-            channels = self.before.filters.shape[0]
-        self.wide = (images, height, width, channels)  # what the depthwise convolution reads
-        of_image, rows, columns, _ = out.shape
-        self.middle = (of_image, rows, columns, self.spread.filters.shape[0])  # what it writes
+        self.wide = input_shape(node.inputs[0], self.before)  # what the depthwise convolution reads
+        self.middle = self.spread.out  # what it writes
         self.blocks = choose_blocks(self.core, self.wide, self.middle, self.spread, self.before is not None, node.attrs["ranges"])
         line = ALIGNMENT // BYTES[self.scalar]  # ranges share no cache line
-        self.ring = -(-self.blocks.ring * width * channels // line) * line
+        self.ring = -(-self.blocks.ring * prod(self.wide[2:]) // line) * line
         self.slot = self.ring + (-(-self.blocks.rows * self.row // line) * line if self.after is not None else 0)
 
     @property
@@ -60,22 +58,25 @@ class _Lowering:
     def calls(self) -> list[KernelCall]:
         kernels, weights = [], []
         if self.before is not None:
-            panels, packed = self.panels(self.before, self.wide[2])
-            row = (1, 1, *self.wide[2:])
-            x = self.part(self.x, 1)
-            kernels.append(self.pointwise(self.before, panels, x, _dense(row, x.type.dtype), None))
-            weights.append(packed)
+            assert self.wide[2] > 1, "rows of one pixel are not rows to the geometry"
+            wide = _dense((1, *self.wide[1:]), self.out.type.dtype)
+            wide = replace(wide, strides=(0, 0, *wide.strides[2:]))  # every row in the place that its call is given
+            layer = self.layer(self.before, self.part(self.x, self.x.shape[1]), wide, None)
+            kernels.append(self.direct(replace(layer, partition=replace(layer.partition, unit_block=1))))
+            weights.append(self.packed(self.before, layer))
         kernel, packed = self.depthwise()
         kernels.append(kernel)
         weights.append(packed)
         after: dict[int, Kernel] = {}
         if self.after is not None:
-            panels, packed = self.panels(self.after, self.blocks.rows * self.middle[2])
-            weights.append(packed)
-            for rows in {self.blocks.rows, self.blocks.last}:
+            panels: Panels | None = None
+            for rows in sorted({self.blocks.rows, self.blocks.last}, reverse=True):
                 beside = None if self.residual is None else self.part(self.residual, rows)
                 middle = _dense((1, rows, *self.middle[2:]), self.out.type.dtype)
-                after[rows] = self.pointwise(self.after, panels, middle, self.part(self.out, rows), beside)
+                layer = self.layer(self.after, middle, self.part(self.out, rows), beside, panels)
+                panels = layer.panels
+                after[rows] = self.direct(layer)
+            weights.append(self.packed(self.after, layer))
         more = [] if self.residual_at is None else [Ref("input", self.residual_at)]
         scratch = Ref("scratch", nbytes=self.blocks.tasks * self.slot * BYTES[self.scalar])
         refs = (Ref("input", 0), *weights, *more, scratch, Ref("output", 0))
@@ -105,21 +106,22 @@ class _Lowering:
         packed = Ref("weights", array=pack_steps(weights, None if bias is None else bias[:, None], layer))
         return depthwise_driver(layer, self.target, block_kernel), packed
 
-    def panels(self, stage: Stage, pixels: int) -> tuple[Panels, Ref]:
+    def layer(self, stage: Stage, x: Operand, out: Operand, beside: Operand | None, panels: Panels | None = None) -> Contraction:
+        """All pixels of the operands in one task. panels: None for the cost model's."""
+        geometry = conv_geometry(x, out, beside, stage.filters.shape[1:-1], x.shape[-1], stage.attrs)
+        if panels is None:
+            panels = choose_panels(self.core, stage.filters.shape[0], geometry.width.outputs, geometry.depth_of_sum)
+        whole = Partition(1, geometry.rows, geometry.rows, 1, panels.bodies, int(panels.last > 0), geometry.channels, 0)
+        return Contraction(self.scalar, geometry, (), panels, whole, parse_epilogue(stage.attrs["epilogue"], 2).kind)
+
+    def packed(self, stage: Stage, layer: Contraction) -> Ref:
         weights, bias = stage.filters.constant, stage.bias
         assert weights is not None
-        outputs, channels = weights.shape[0], weights.shape[-1]
-        panels = choose_panels(self.core, outputs, pixels, channels)
-        terms = weights.reshape(1, outputs, channels)
-        return panels, Ref("weights", array=pack_panels(terms, None if bias is None else bias.reshape(1, outputs), panels))
+        terms = weights.reshape(1, weights.shape[0], -1)[:, :, layer.geometry.weight_order(layer.geometry.channels)]
+        return Ref("weights", array=pack_panels(terms, None if bias is None else bias.reshape(1, -1), layer.panels))
 
-    def pointwise(self, stage: Stage, panels: Panels, x: Operand, out: Operand, beside: Operand | None) -> Kernel:
-        """A driver (a, weights, [residual], out, begin, end) of one task: all pixels of the operands."""
-        channels = x.shape[-1]
-        geometry = conv_geometry(x, out, beside, (1, 1), channels, stage.attrs)
-        whole = Partition(1, geometry.rows, geometry.rows, 1, panels.bodies, int(panels.last > 0), channels, 0)
-        kind = parse_epilogue(stage.attrs["epilogue"], 2).kind
-        layer = Contraction(self.scalar, geometry, (), panels, whole, kind)
+    def direct(self, layer: Contraction) -> Kernel:
+        """A driver (a, weights, [residual], out, begin, end)."""
         return contraction_driver(f"conv_{self.scalar}", layer, self.core, self.target, tile_kernel)
 
     # --- the driver around them ---
@@ -178,10 +180,9 @@ class _Driver:
         return k.max(first * step - pad, 0), k.min((stop - 1) * step + (reach - pad), height)
 
     def input_row(self, x: Val, row: Val) -> None:
-        chain = self.chain
         assert self.before is not None and self.before_weights is not None
-        to = self.moved(self.ring, row % self.blocks.ring * (chain.wide[2] * chain.wide[3]))
-        self.k.call(self.before, self.moved(x, row * chain.x.strides[1]), self.before_weights, to, 0, 1)
+        to = self.moved(self.ring, row % self.blocks.ring * prod(self.chain.wide[2:]))
+        self.k.call(self.before, x, self.before_weights, to, row, row + 1)
 
     def rows(self, image: Val, first: Val, stop: Val, a: Val) -> None:
         """The output rows [first, stop) of an image; a: its row 0, or the ring."""

@@ -145,11 +145,17 @@ class Block:
         k, p = self.k, self.p
 
         def once(i: Val, *carried: Val) -> list[Val]:
-            at = i * p["a_row"]
-            if self.spec.ring:
-                at = k.select(at < p["wrap"], at, at - p["ring"])
-            return self.columns(self.moved(a, at), self.moved_words(w, i * p["w_row"]), channels, list(carried))
+            return self.columns(self.moved(a, i * p["a_row"]), self.moved_words(w, i * p["w_row"]), channels, list(carried))
 
+        def once_around(i: Val, a: Val, left: Val, *carried: Val) -> list[Val]:
+            """a: the row, carried since LLVM else keeps one address for each column. left: elements from it to the end of the ring."""
+            found = self.columns(a, self.moved_words(w, i * p["w_row"]), channels, list(carried))
+            left = left - p["a_row"]
+            again = k.select(left > 0, k.index(0), p["ring"])
+            return [self.moved(a, p["a_row"] - again), left + again, *found]
+
+        if self.spec.ring:
+            return list(k.loop(0, p["kernel_rows"], 1, once_around, [a, p["wrap"], *sums])[2:])
         return list(k.loop(0, p["kernel_rows"], 1, once, sums))
 
     def start(self, bias: Val | None, number: int, vector: Type) -> Val:

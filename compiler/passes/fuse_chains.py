@@ -1,5 +1,5 @@
-"""A depthwise convolution with the 1x1 convolutions around it becomes one operator, where its row blocks pay on the target: by measurements,
-where there are any, else by the cost model.
+"""A depthwise convolution with the one before and a 1x1 one after it becomes one operator, where its row blocks pay on the target: by
+measurements, where there are any, else by the cost model.
 
 The only rewrite that knows the target. It comes after all others, and after quantization: integer convolutions stay as they are.
 """
@@ -12,8 +12,6 @@ from cortado.compiler.graph import Graph, Node
 from cortado.compiler.kernels.chain import chain_pays
 from cortado.compiler.kernels.depthwise import serves_depthwise
 from cortado.compiler.kernels.epilogue import parse_epilogue
-from cortado.compiler.kernels.tiling import core_of
-from cortado.compiler.lang import SCALAR_OF
 from cortado.compiler.passes.fuse_epilogue import operations
 from cortado.compiler.rewrite import Context, Replacement, Rule, Steps, apply_rules, rewritten
 from cortado.compiler.target import Target
@@ -29,7 +27,7 @@ def fuse_chains(graph: Graph, target: Target, threads: int, steps: Steps, tuning
     """
 
     def fuse_chain(node: Node, context: Context) -> Replacement | None:
-        """[conv 1x1,] depthwise conv, conv 1x1 -> conv_chain; without the last where the depthwise output is for something else."""
+        """[conv,] depthwise conv, conv 1x1 -> conv_chain; without the last where the depthwise output is for something else."""
         found = (chain_of(parts, threads) for parts in _chains_at(node, context))
         return next((chain for chain in found if _pays(chain, target, threads, tuning)), None)
 
@@ -63,7 +61,7 @@ def _chains_at(node: Node, context: Context) -> Iterator[tuple[Node, ...]]:
         return
     before = spread.inputs[0].node
     found = (spread,) if after is None else (spread, after)
-    if _is_point(before) and "residual" not in _entries(before) and _only(before, spread, context):
+    if _is_first(before) and _only(before, spread, context):
         yield (before, *found)
     if after is not None:
         yield found
@@ -74,8 +72,7 @@ def _pays(chain: Node, target: Target, threads: int, tuning: Tuning | None) -> b
     measured = tuning.fused(chain) if tuning is not None and threads == 1 else None
     if measured is not None:
         return measured
-    out = chain.types[0]
-    return chain_pays(core_of(target, SCALAR_OF[out.dtype]), chain.inputs, chain.attrs, out.shape, threads)
+    return chain_pays(chain.inputs, chain.attrs, target, threads)
 
 
 def _entries(node: Node) -> list[str]:
@@ -91,14 +88,24 @@ def _takes(reader: Node, at: int) -> bool:
     return at == 0 and reader.op == "conv" and _is_point(reader)
 
 
-def _is_point(node: Node) -> bool:
-    """A 1x1 convolution of images, one group, whose weights and bias are known."""
-    if node.op != "conv" or node.attrs["group"] != 1 or node.inputs[1].shape[1:-1] != (1, 1):
+def _is_direct(node: Node) -> bool:
+    """A convolution of images, one group, whose weights and bias are known."""
+    if node.op != "conv" or node.attrs["group"] != 1 or len(node.types[0].shape) != 4 or node.types[0].size == 0:
         return False
-    plain = {*node.attrs["strides"]} == {1} and not any((*node.attrs["pads_begin"], *node.attrs["pads_end"]))
-    epilogue = parse_epilogue(node.attrs["epilogue"], 2)
-    known = all(node.inputs[i].constant is not None for i in (1, epilogue.bias) if i is not None)
-    return plain and known and node.types[0].size > 0
+    bias = parse_epilogue(node.attrs["epilogue"], 2).bias
+    return all(node.inputs[i].constant is not None for i in (1, bias) if i is not None)
+
+
+def _is_point(node: Node) -> bool:
+    """Of these one that is 1x1."""
+    if not _is_direct(node) or node.inputs[1].shape[1:-1] != (1, 1):
+        return False
+    return {*node.attrs["strides"]} == {1} and not any((*node.attrs["pads_begin"], *node.attrs["pads_end"]))
+
+
+def _is_first(node: Node) -> bool:
+    """Of these one whose rows can be made one at a time: there are several pixels in each."""
+    return _is_direct(node) and node.types[0].shape[2] > 1 and "residual" not in _entries(node)
 
 
 def _is_depthwise(node: Node) -> bool:
