@@ -243,7 +243,7 @@ def test_conversions_count_among_the_costs() -> None:
         costs.append(estimated(assigned.plan, assigned.quants, target).integers)
     at = next(node for node in costs[0] if node.name == "joined")
     before = next(cost for node, cost in costs[1].items() if node.name == "joined")
-    assert before == 0 and costs[0][at] > 16 * 16 * 12
+    assert before == 0 and costs[0][at] > 16 * 16 * 12 / 4  # vectors of a table take half a cycle a byte
 
 
 def test_records_saved_before_and_after(tmp_path: Path) -> None:
