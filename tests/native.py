@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import shutil
 import sys
 from collections.abc import Callable
 
@@ -32,6 +33,13 @@ def runs_here(target: Target) -> bool:
         return False
     present = {f"+{name}" for name, there in llvm.get_host_cpu_features().items() if there}
     return machine == "aarch64" or present.issuperset(target.features)
+
+
+def skip_unless_run(level: str) -> None:
+    """Skip a test of a compiled model where neither this machine nor an emulator on it runs the level."""
+    emulator = {"aarch64": "qemu-aarch64", "cortex": "qemu-system-arm"}.get(level.partition("-")[0], "bochs")
+    if level != "host" and not runs_here(find_target(level)) and shutil.which(emulator) is None:
+        pytest.skip(f"this machine does not run {level}, and {emulator} is not installed")
 
 
 def native(kernel: Kernel, target: Target) -> Callable[..., None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from graphs import Net, node_named, ops
-from native import X86_LEVELS, runs_here
+from native import X86_LEVELS, skip_unless_run
 from test_quantize import Feeds, samples
 
 import cortado
@@ -300,9 +299,7 @@ def of_skips() -> tuple[Graph, CalibrationRecord, Feeds, np.ndarray]:
 @pytest.mark.parametrize("level", [*X86_LEVELS, "cascadelake", "host", "aarch64", "cortex-m0", "cortex-m4", "cortex-m55"])
 def test_the_same_bits_everywhere(level: str) -> None:
     """In this process, or emulated where this machine lacks the instructions."""
-    emulator = {"aarch64": "qemu-aarch64", "cortex": "qemu-system-arm"}.get(level.partition("-")[0], "bochs")
-    if level != "host" and not runs_here(find_target(level)) and shutil.which(emulator) is None:
-        pytest.skip(f"this machine does not run {level}, and {emulator} is not installed")
+    skip_unless_run(level)
     graph, record, feeds, want = of_skips()
     model = cortado.compile(graph, target=level, dtype="int8", keep_float="none", calibration=record)
     assert model.quantization is not None and model.quantization["converted"] == ["skip"]

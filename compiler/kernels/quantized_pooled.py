@@ -11,7 +11,6 @@ from math import prod
 
 from cortado.compiler.builder import KernelBuilder, Val
 from cortado.compiler.graph import Node
-from cortado.compiler.kernels.choice import Direct
 from cortado.compiler.kernels.driver import GroupAxis
 from cortado.compiler.kernels.quantized_average import Mean, RealMean, mean_of, real_mean_of
 from cortado.compiler.kernels.quantized_conv import lower_q_sums, q_conv_staged, q_conv_sums
@@ -21,7 +20,6 @@ from cortado.compiler.lang import I32
 from cortado.compiler.ops.quantized_pooled import CONV, mean_attrs
 from cortado.compiler.program import KernelCall, Operand
 from cortado.compiler.target import Target
-from cortado.compiler.types import TensorType
 
 
 @dataclass(frozen=True)
@@ -64,10 +62,8 @@ class PooledRequantization(Requantization):
             self.mean.store(k, k.offset(out, at, self.mean.stored), total, self.cells, self.cells, min(lanes, channels - at))
 
 
-def lower_q_conv_mean(
-    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Direct | None = None
-) -> list[KernelCall]:
-    """x[N,*S,C], w[O,*K,C/group], bias[O], perhaps a residual -> out[N,O] or [N,1,..,O]; int8 and uint8. choice: as of `lower_q_conv`."""
+def lower_q_conv_mean(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[KernelCall]:
+    """x[N,*S,C], w[O,*K,C/group], bias[O], perhaps a residual -> out[N,O] or [N,1,..,O]; int8 and uint8."""
     (out,) = outs
     if out.type.size == 0:
         return []
@@ -83,7 +79,7 @@ def lower_q_conv_mean(
         beside = ins[3].strides[0] if len(ins) == 4 else 0
         apart = GroupAxis(image.shape[0], words.strides[0], 0, out.strides[0], beside)
         sums = replace(sums, groups=(apart, *sums.groups))
-    return lower_q_sums("q_conv_mean", conv, sums, target, choice, _pooled(node, image))
+    return lower_q_sums("q_conv_mean", conv, sums, target, pooled=_pooled(node, conv))
 
 
 def conv_of(node: Node) -> Node:
@@ -93,8 +89,9 @@ def conv_of(node: Node) -> Node:
     return Node("q_conv", node.inputs, attrs, types, node.name, node.origin)
 
 
-def _pooled(node: Node, image: TensorType) -> PooledRequantization:
-    own, cells, how = requantization(conv_of(node)), prod(image.shape[1:-1]), mean_attrs(node.attrs, len(image.shape))
+def _pooled(node: Node, conv: Node) -> PooledRequantization:
+    image = conv.types[0]
+    own, cells, how = requantization(conv), prod(image.shape[1:-1]), mean_attrs(node.attrs, len(image.shape))
     mean = mean_of(image, how) if "quant" in how else real_mean_of(image, cells)
     given = {field.name: getattr(own, field.name) for field in fields(own)}
     return PooledRequantization(**given, mean=mean, cells=cells)
