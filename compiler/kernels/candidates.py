@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cortado.compiler.graph import Node
+from cortado.compiler.kernels.algorithm import choose_algorithm
 from cortado.compiler.kernels.chain import chain_pays
-from cortado.compiler.kernels.choice import Chain, Choice, Depthwise, Direct, Grouped, Winograd
+from cortado.compiler.kernels.choice import Chain, Choice, Depthwise, Direct, Grouped, Strassen, Winograd
 from cortado.compiler.kernels.conv import conv_problem
 from cortado.compiler.kernels.dense import fc_problem
 from cortado.compiler.kernels.depthwise import block_choices, choose_cuts, serves_depthwise
@@ -19,8 +20,9 @@ from cortado.compiler.kernels.grouped import choose_grouped, grouped_choices, se
 from cortado.compiler.kernels.quantized_conv import q_conv_sums, q_fc_sums
 from cortado.compiler.kernels.quantized_depthwise import serves_q_depthwise
 from cortado.compiler.kernels.quantized_winograd import choose_q_winograd, exact_filterings, q_product_problem, serves_q_winograd
+from cortado.compiler.kernels.strassen import pair_problem, serves_strassen, tile_core
 from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition, core_of, panel_choices, stores_far
-from cortado.compiler.kernels.winograd import choose_winograd, product_problem, serves_winograd, taps_of
+from cortado.compiler.kernels.winograd import product_problem, serves_winograd, taps_of
 from cortado.compiler.kernels.winograd_algebra import TILES
 from cortado.compiler.lang import SCALAR_OF
 from cortado.compiler.program import Operand
@@ -66,9 +68,11 @@ def algorithms(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], targ
         groups = _groups(tiled)
         found = [groups[0], *found] if choose_grouped(tiled.core, *_one_axis(tiled.problem)) is not None else [*found, groups[0]]
     if node.op == "conv" and serves_winograd(node, ins, outs, target):
-        chosen = choose_winograd(node, ins, outs, target)
-        found = [*([] if chosen is None else [chosen]), *found, *(Winograd(m) for m in TILES[taps_of(node)])]
-    return list(dict.fromkeys(found))
+        found += [Winograd(m) for m in TILES[taps_of(node)]]
+    if serves_strassen(node, ins, outs, target):
+        found.append(Strassen())
+    chosen = choose_algorithm(node, ins, outs, target)
+    return list(dict.fromkeys([*([] if chosen is None else [chosen]), *found]))
 
 
 def _q_algorithms(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> list[Choice]:
@@ -91,7 +95,7 @@ def shapes(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: 
         return list(_tiles(_tiled(node, ins, outs, target), MOST_SHAPES))
     if isinstance(choice, Grouped):
         return list(_groups(_tiled(node, ins, outs, target)))
-    products = _products(node, ins, outs, target, choice.m)
+    products = _products(node, ins, outs, target, choice)
     return [replace(choice, products=tiles) for tiles in _tiles(products, MOST_SHAPES // 2)]
 
 
@@ -99,8 +103,8 @@ def cuts(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Ta
     """Other ways to cut the loops around the tiles of a choice."""
     if isinstance(choice, Direct):
         return list(_cuts(_tiled(node, ins, outs, target), choice))
-    if isinstance(choice, Winograd):
-        products = _products(node, ins, outs, target, choice.m)
+    if isinstance(choice, Winograd | Strassen):
+        products = _products(node, ins, outs, target, choice)
         tiles = choice.products or _tiles(products, 1)[0]
         return [replace(choice, products=cut) for cut in _cuts(products, tiles)]
     return []
@@ -120,11 +124,14 @@ def _tiled(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: 
     return _float(core_of(target, SCALAR_OF[outs[0].type.dtype]), problem_of(node, ins, outs))
 
 
-def _products(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, m: int) -> _Tiled:
-    """The matrix products of F(m, taps)."""
+def _products(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Winograd | Strassen) -> _Tiled:
+    """The matrix products of an algorithm."""
+    core = core_of(target, SCALAR_OF[outs[0].type.dtype])
+    if isinstance(choice, Strassen):
+        return _Tiled(tile_core(core), pair_problem(node, ins, outs, target), False, False)
     if node.op in QUANTIZED:
-        return _Tiled(*q_product_problem(node, ins, outs, m, target), False, True)
-    return _float(core_of(target, SCALAR_OF[outs[0].type.dtype]), product_problem(node, ins, outs, m, target))
+        return _Tiled(*q_product_problem(node, ins, outs, choice.m, target), False, True)
+    return _float(core, product_problem(node, ins, outs, choice.m, target))
 
 
 def _float(core: Core, problem: Problem) -> _Tiled:

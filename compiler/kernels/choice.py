@@ -39,6 +39,13 @@ class Winograd:
 
 
 @dataclass(frozen=True)
+class Strassen:
+    """A product by Strassen's scheme, with pairs for pixels and half of the outputs. products: how the tiles of pairs are cut."""
+
+    products: Direct | None = None
+
+
+@dataclass(frozen=True)
 class Depthwise:
     """A depthwise convolution: vectors of channels and pixels of a block."""
 
@@ -64,9 +71,9 @@ class Grouped:
     packed: int | None = None
 
 
-Choice = Direct | Winograd | Depthwise | Chain | Grouped
-ALGORITHMS: Mapping[str, type[Direct] | type[Winograd] | type[Depthwise] | type[Chain] | type[Grouped]] = {
-    "direct": Direct, "winograd": Winograd, "depthwise": Depthwise, "chain": Chain, "grouped": Grouped,
+Choice = Direct | Winograd | Strassen | Depthwise | Chain | Grouped
+ALGORITHMS: Mapping[str, type[Direct] | type[Winograd] | type[Strassen] | type[Depthwise] | type[Chain] | type[Grouped]] = {
+    "direct": Direct, "winograd": Winograd, "strassen": Strassen, "depthwise": Depthwise, "chain": Chain, "grouped": Grouped,
 }  # fmt: skip
 
 
@@ -123,6 +130,8 @@ def describe(choice: Choice | None) -> str:
         return f"groups {choice.pixels}" + (f" packed {choice.packed}" if choice.packed else "")
     if isinstance(choice, Winograd):
         return f"F({choice.m})" + (f" {describe(choice.products)}" if choice.products else "")
+    if isinstance(choice, Strassen):
+        return "Strassen" + (f" {describe(choice.products)}" if choice.products else "")
     words = [f"{choice.rows}x{choice.vectors}" if choice.rows else f"{choice.last_rows}x{choice.vectors}"]
     words += [f"k/{choice.k_parts}"] * (choice.k_parts is not None) + [f"blocks {choice.blocks}"] * (choice.blocks is not None)
     words += [] if choice.ahead is None else ["ahead" if choice.ahead else "not ahead"]

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from cortado.compiler.graph import Node
+from cortado.compiler.kernels.algorithm import choose_algorithm
 from cortado.compiler.kernels.boxes import lower_bbox_transform, lower_image_splits
-from cortado.compiler.kernels.choice import Chain, Choice, Direct, Winograd
+from cortado.compiler.kernels.choice import Chain, Choice, Direct, Strassen, Winograd
 from cortado.compiler.kernels.compact import lower_distribute, lower_join_rows, lower_top_rows
 from cortado.compiler.kernels.conv import lower_conv
 from cortado.compiler.kernels.conv_chain import lower_conv_chain
@@ -36,7 +37,8 @@ from cortado.compiler.kernels.roi import lower_heatmap_keypoint, lower_roi_align
 from cortado.compiler.kernels.segment import lower_segment_reduce
 from cortado.compiler.kernels.select import lower_arg, lower_top_k
 from cortado.compiler.kernels.softmax import lower_softmax
-from cortado.compiler.kernels.winograd import choose_winograd, lower_winograd, serves_winograd
+from cortado.compiler.kernels.strassen import lower_strassen, serves_strassen
+from cortado.compiler.kernels.winograd import lower_winograd, serves_winograd
 from cortado.compiler.ops.elementwise import ELEMENTWISE
 from cortado.compiler.program import KernelCall, Operand
 from cortado.compiler.target import Target, reproducible
@@ -61,6 +63,10 @@ def lower_chosen(
         if not serves_winograd(node, ins, outs, target):
             raise ValueError("it cannot be done by Winograd's filtering")
         return lower_winograd(node, ins, outs, choice, target)
+    if isinstance(choice, Strassen):
+        if not serves_strassen(node, ins, outs, target):
+            raise ValueError("it cannot be done by Strassen's scheme")
+        return lower_strassen(node, ins, outs, choice, target)
     if node.op == "conv":
         return lower_conv(node, ins, outs, target, choice)
     if choice is not None and not isinstance(choice, Direct):
@@ -71,14 +77,18 @@ def lower_chosen(
 def lower_fastest(
     node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, larger: bool, tuning: Tuning | None
 ) -> list[KernelCall]:
-    """A conv or fc as the table of measurements says, else by the cost model: where `larger`, perhaps by Winograd's filtering."""
+    """A conv or fc as the table of measurements says, else by the cost model: where `larger`, perhaps by an algorithm with larger weights.
+
+    Of layers with one key some may have weights that Strassen's scheme does not serve.
+    """
     choice = tuning.choice(node, ins, outs) if tuning is not None else None
-    if isinstance(choice, Winograd) and not larger:
+    if isinstance(choice, Winograd | Strassen) and not larger:
+        choice = None
+    if isinstance(choice, Strassen) and not serves_strassen(node, ins, outs, target):
         choice = None
     if choice is not None and tuning is not None:
         return _lower_measured(node, ins, outs, target, choice, tuning)
-    chosen = choose_winograd(node, ins, outs, target) if larger and node.op == "conv" else None
-    return lower_chosen(node, ins, outs, target, chosen)
+    return lower_chosen(node, ins, outs, target, choose_algorithm(node, ins, outs, target) if larger else None)
 
 
 def lower_q_fastest(

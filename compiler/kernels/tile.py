@@ -231,7 +231,7 @@ class Tile:
             if spec.merged:
                 run = moved = p[f"run_{i}"]
                 if first < stop:
-                    accumulators = self.run(a, w, run, (first, stop), accumulators)
+                    accumulators = self.run(self.pixels(a, p["a_pixel"], spec.scalar), w, run, (first, stop), accumulators)
             else:
                 run, moved = p["run"] * p[f"taps_{i}"], p["tap"] * p[f"taps_{i}"]
                 if first < stop:
@@ -243,17 +243,16 @@ class Tile:
         k, p, scalar = self.k, self.p, self.spec.scalar
 
         def once(i: Val, *carried: Val) -> list[Val]:
-            weights = k.offset(w, i * (p["run"] * self.panel), scalar)
-            return self.run(k.offset(a, i * p["tap"], scalar), weights, p["run"], seen, list(carried))
+            rows = self.pixels(k.offset(a, i * p["tap"], scalar), p["a_pixel"], scalar)
+            return self.run(rows, k.offset(w, i * (p["run"] * self.panel), scalar), p["run"], seen, list(carried))
 
         return list(k.loop(0, taps, 1, once, accumulators))
 
     # --- the run of k ---
 
-    def run(self, a: Val, w: Val, run: Val, seen: tuple[int, int], accumulators: list[Val]) -> list[Val]:
-        """k over [0, run) for the pixels in `seen`; only their accumulators are carried."""
+    def run(self, rows: Sequence[Val], w: Val, run: Val, seen: tuple[int, int], accumulators: list[Val]) -> list[Val]:
+        """k over [0, run) for the pixels in `seen`, which begin at `rows`; only their accumulators are carried."""
         spec, k = self.spec, self.k
-        rows = self.pixels(a, self.p["a_pixel"], spec.scalar)
         size = spec.rows * spec.vectors
         live = [s * size + r * spec.vectors + v for s in range(spec.splits) for r in range(*seen) for v in range(spec.vectors)]
 

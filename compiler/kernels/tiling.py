@@ -26,6 +26,9 @@ OVERLAP = (
     16.0  # of them pass behind the next tile where accumulators only just hide the latency and stores must be waited for anyway
 )
 WAITING = 0.08  # cycles of a step more where they only just hide it
+# Bytes a cycle that weights arrive with from beyond the second cache level, and from main memory, as Winograd's operands and results do.
+STREAM, FAR_STREAM = 10.0, 5.0
+SHORT = 1_000.0  # cycles of a product that is over before the next one's weights, asked for when it begins, have arrived from far
 MOST_SWEEPS = 64  # tiles of a panel beyond which the wait for its weights does not count
 UNROLLED = 64  # multiply-adds in one trip of the inner loop, at most
 
@@ -241,6 +244,17 @@ def panel_cycles(core: Core, panels: Panels, pixels: int, depth: int, far: bool 
     if panels.last:
         cycles += _height_cycles(core, core.width(panels.last, panels.tail), pixels, depth, panels.last_rows, far)
     return cycles * (1.03 if panels.bodies and panels.last else 1.0)  # twice the code, and a chunk that is not like the others
+
+
+def product_cycles(core: Core, pixels: int, depth: int, outputs: int, times: int, matrices: int) -> float:
+    """Multiply-adds of `times` products by one of `matrices` of weights, or the arrival of these where that takes longer."""
+    weights = matrices * depth * outputs * core.element
+    compute = times * panel_cycles(core, choose_panels(core, outputs, pixels, depth), pixels, depth)
+    if weights <= core.second_level // 2:
+        return compute
+    # Of a network's weights the last cache level keeps little from one run to the next where a single layer's take much of it.
+    arrival = weights / (FAR_STREAM if weights > core.third_level // 4 else STREAM)
+    return max(compute, arrival) if compute >= SHORT * matrices else compute + arrival
 
 
 def _heights(core: Core, vectors: int, pixels: int) -> list[int]:

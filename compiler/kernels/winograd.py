@@ -22,7 +22,7 @@ from cortado.compiler.kernels.generic import generic_if
 from cortado.compiler.kernels.geometry import Geometry, rows_geometry
 from cortado.compiler.kernels.grouped import choose_grouped, serves_grouped
 from cortado.compiler.kernels.packing import WeightSource
-from cortado.compiler.kernels.tiling import Core, SingleCore, choose_panels, core_of, panel_cycles
+from cortado.compiler.kernels.tiling import FAR_STREAM, Core, SingleCore, core_of, product_cycles
 from cortado.compiler.kernels.winograd_algebra import TILES, filtering
 from cortado.compiler.kernels.winograd_drivers import Head, Scratch, Tiling, input_driver, output_driver, strips_of, tiles_of
 from cortado.compiler.kernels.winograd_tiles import input_kernel, output_kernel
@@ -34,9 +34,6 @@ from cortado.compiler.types import TensorType
 TRANSFORMS: Mapping[int, tuple[float, float]] = {4: (2.6, 2.2), 6: (2.6, 2.2), 8: (5.2, 2.7)}
 # The same where a core does one multiply-add of whole vectors in a cycle.
 SINGLE_TRANSFORMS: Mapping[int, tuple[float, float]] = {4: (6.5, 4.8), 6: (6.5, 4.8), 8: (7.5, 4.8)}
-# Bytes a cycle that weights arrive with from beyond the second cache level, and from main memory, as the products' operands and results do.
-STREAM, FAR_STREAM = 10.0, 5.0
-SHORT = 1_000.0  # cycles of a product that is over before the next one's weights, asked for when it begins, have arrived from far
 GAIN = 0.88  # of the direct way's cycles, at most: below that the larger weights do not pay
 LEAST = 4_096  # cycles, some 1.3 us, that it must be faster by: weights grow several times
 
@@ -78,7 +75,7 @@ def choose_winograd(node: Node, ins: Sequence[Operand], outs: Sequence[Operand],
     if together and choose_grouped(core, conv_problem(node, ins, outs)[0], group, outputs) is not None:
         return None  # vectors of several groups' outputs are mostly as fast or faster, with a fraction of the weights
     depth = taps_of(node) ** 2 * channels // group
-    direct = _seen(node, ins[0], outs[0]) * _product_cycles(core, outs[0].shape[2], depth, outputs, rows * group, group)
+    direct = _seen(node, ins[0], outs[0]) * product_cycles(core, outs[0].shape[2], depth, outputs, rows * group, group)
     best: tuple[float, Winograd] | None = None
     for m in TILES[taps_of(node)]:
         cycles = _cycles(tiling_of(node, ins, outs, m), channels, outs[0].shape[-1], group, core)
@@ -93,21 +90,10 @@ def _cycles(tiling: Tiling, channels: int, outputs: int, group: int, core: Core)
     reading, writing = (SINGLE_TRANSFORMS if isinstance(core, SingleCore) else TRANSFORMS)[size]
     moved = reading * _vectors(core, channels) + writing * _vectors(core, outputs)
     matrices = size**2 * group
-    cycles = _product_cycles(core, tiling.tiles, channels // group, outputs // group, matrices, matrices)
+    cycles = product_cycles(core, tiling.tiles, channels // group, outputs // group, matrices, matrices)
     between = tiling.tiles * size**2 * (channels + outputs) * core.element
     far = between / FAR_STREAM if between > core.third_level // 4 else 0.0
     return cycles + tiling.tiles * size**2 * moved + far
-
-
-def _product_cycles(core: Core, pixels: int, depth: int, outputs: int, times: int, matrices: int) -> float:
-    """Multiply-adds of `times` products by one of `matrices` of weights, or the arrival of these where that takes longer."""
-    weights = matrices * depth * outputs * core.element
-    compute = times * panel_cycles(core, choose_panels(core, outputs, pixels, depth), pixels, depth)
-    if weights <= core.second_level // 2:
-        return compute
-    # Of a network's weights the last cache level keeps little from one run to the next where a single layer's take much of it.
-    arrival = weights / (FAR_STREAM if weights > core.third_level // 4 else STREAM)
-    return max(compute, arrival) if compute >= SHORT * matrices else compute + arrival
 
 
 def _seen(node: Node, x: Operand, out: Operand) -> float:

@@ -1,0 +1,192 @@
+"""1x1 convolutions, and layers of many rows, by Strassen's scheme: an eighth fewer multiply-adds, paid with larger weights.
+
+Two kernel calls: sums of the inputs of pairs of pixels, then seven products instead of eight (`strassen_tile`). The sums of weights are
+made while compiling. Pixels are paired within an image, so that what is computed of one image does not depend on the others.
+
+Errors are bounded as those of a product are, by the largest values instead of each one's own: with n channels, |error| is at most
+`error_bound(n) * max|a| * max|w|`, and about twice that of direct sums in practice. That is no bound for what is small beside its partner in
+a sum, so weights of very different sizes are multiplied directly (`alike`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from cortado.compiler.graph import Node
+from cortado.compiler.kernels.choice import Direct, Strassen
+from cortado.compiler.kernels.epilogue import parse_epilogue
+from cortado.compiler.kernels.geometry import Geometry
+from cortado.compiler.kernels.packing import pack_panels
+from cortado.compiler.kernels.strassen_driver import Cut, products_driver
+from cortado.compiler.kernels.strassen_sums import SCALAR, Pairing, Tensor, sums_driver
+from cortado.compiler.kernels.strassen_tile import PRODUCTS
+from cortado.compiler.kernels.tiling import (
+    Core,
+    Partition,
+    SingleCore,
+    choose_panels,
+    choose_partition,
+    core_of,
+    product_cycles,
+)
+from cortado.compiler.program import KernelCall, Operand, Ref
+from cortado.compiler.target import Target
+
+SUMMING, SUMMING_APART = 10.0, 18.0  # cycles of a vector of each of the four sums, the latter beyond the first cache level
+TILE = 60.0  # cycles of a tile more than one with a single loop and a single store
+GAIN = 0.96  # of the direct way's cycles, at most: below that the larger weights do not pay
+PIECE = 16 << 10  # bytes of the sums of a piece
+TASKS, TASK = 16, 100_000  # of a layer whose sums are made piece by piece: how many at most, and multiply-adds of each at least
+FEWEST = 8  # pairs of pixels
+APART = 2.0**-8  # of two largest weights that are added: what is smaller than that beside the other loses too many digits
+NOTHING = 2.0**-32  # but so small beside the other that it is nothing
+
+
+def serves_strassen(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> bool:
+    """Whether the layer is a product of known weights with many pixels of every image, on vectors, in float32, and weights are `alike`."""
+    w = node.inputs[1].constant
+    if w is None or outs[0].type.size == 0 or outs[0].type.dtype != "float32" or target.lanes(SCALAR) == 1:
+        return False
+    if any(entry[0] == "bias" and node.inputs[2].constant is None for entry in node.attrs["epilogue"]):
+        return False
+    if w.shape[0] % 2 or w.shape[-1] % 2 or w.size != w.shape[0] * w.shape[-1]:
+        return False
+    if node.op == "conv":
+        attrs = node.attrs
+        if attrs["group"] != 1 or {*attrs["strides"]} != {1} or any(attrs["pads_begin"]) or any(attrs["pads_end"]):
+            return False
+    if node.op not in ("conv", "fc") or len(ins[0].shape) < 3:
+        return False
+    pairing = _pairing(node, ins, outs, target)
+    return pairing is not None and pairing.pairs >= FEWEST and alike(w.reshape(w.shape[0], -1))
+
+
+def alike(w: np.ndarray) -> bool:
+    """Whether weights [outputs, channels] that are added have the same size, more or less: a channel's, and an output's."""
+    sizes = np.abs(w)
+    for largest in (sizes.max(0), sizes.max(1)):
+        pairs = largest.reshape(2, -1)
+        small, large = pairs.min(0), pairs.max(0)
+        if ((small < APART * large) & (small > NOTHING * large)).any():
+            return False
+    return True
+
+
+def error_bound(channels: int) -> float:
+    """Of a sum of so many terms, as a multiple of max|a| * max|w|, in float32 (as Higham's for one level of the scheme, section 23.2.2).
+
+    C12 is the largest: the sizes of its products' terms are 1 + 3 * 3 + 2 * 2 + 4 times those of a plain product of half as many terms. A
+    term passes through the additions of up to three products and eight others.
+    """
+    return 18 * (channels / 2) * (3 * channels / 2 + 8) * 2.0**-24
+
+
+def _pairing(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> Pairing | None:
+    """None where an image's pixels do not lie at equal distances."""
+    residual = parse_epilogue(node.attrs["epilogue"], 2).residual
+    tensors = [_tensor(operand) for operand in (ins[0], outs[0], *([] if residual is None else [ins[residual]]))]
+    if None in tensors:
+        return None
+    a, out, beside = (*tensors, None)[:3]
+    assert a is not None and out is not None
+    images, (outputs, channels) = ins[0].shape[0], (outs[0].shape[-1], ins[0].shape[-1])
+    pixels = int(np.prod(ins[0].shape[1:-1]))
+    return Pairing(images, pixels, channels, outputs, a, beside, out, target.lanes(SCALAR))
+
+
+def pair_problem(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> tuple[Geometry, tuple[()], int]:
+    """An image's products as one contraction of pairs: geometry, groups, and outputs of a half; where `serves_strassen`."""
+    pairing = _pairing(node, ins, outs, target)
+    assert pairing is not None
+    return pairing.geometry, (), pairing.right
+
+
+def _tensor(operand: Operand) -> Tensor | None:
+    axes = [(size, stride) for size, stride in zip(operand.shape[1:-1], operand.strides[1:-1], strict=True) if size > 1]
+    pixel = distance = axes[-1][1] if axes else 0
+    for size, stride in reversed(axes):
+        if stride != distance:
+            return None
+        distance = stride * size
+    return Tensor(operand.strides[0], pixel)
+
+
+def choose_strassen(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> Strassen | None:
+    """Strassen's scheme where it is clearly faster than multiplying directly, or None: also where it cannot be done."""
+    if not serves_strassen(node, ins, outs, target):
+        return None
+    core, (outputs, channels), images = core_of(target, SCALAR), (outs[0].shape[-1], ins[0].shape[-1]), ins[0].shape[0]
+    pixels = outs[0].type.size // outputs
+    direct = product_cycles(core, pixels, channels, outputs, 1, 1)
+    return Strassen() if strassen_cycles(core, pixels // images, channels, outputs, images) < GAIN * direct else None
+
+
+def strassen_cycles(core: Core, pixels: int, channels: int, outputs: int, images: int = 1) -> float:
+    """Of a layer with so many pixels in each image."""
+    pairs, run, tiled = (pixels + 1) // 2, channels // 2, tile_core(core)
+    depth = PRODUCTS * run
+    panels = choose_panels(tiled, outputs // 2, pairs, depth)
+    tiles = (panels.bodies + (panels.last > 0)) * -(-pairs // max(panels.rows, panels.last_rows))
+    sums = (SUMMING if _light(core, outputs // 2, depth) else SUMMING_APART) * pairs * -(-run // core.lanes)
+    return product_cycles(tiled, pairs, depth, outputs // 2, images, 1) + images * (sums + TILE * tiles)
+
+
+def tile_core(core: Core) -> Core:
+    """The core as tiles see it that keep three blocks of results: where four accumulators hide the latency, all of them in registers."""
+    return replace(core, registers=core.registers // 3 + 1) if isinstance(core, SingleCore) else core
+
+
+def _light(core: Core, outputs: int, depth: int) -> bool:
+    """Whether the weights of all products may pass for every piece of the pairs."""
+    return outputs * depth * core.element <= core.second_level // 2
+
+
+def lower_strassen(
+    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], choice: Strassen, target: Target
+) -> list[KernelCall]:
+    """conv x[N,*S,C], constant w[O,1,..,C], or fc x[N,*S,C], w[O,C]; then the epilogue's inputs -> out[N,*S,O]; where `serves_strassen`."""
+    pairing = _pairing(node, ins, outs, target)
+    w = node.inputs[1].constant
+    assert pairing is not None and w is not None
+    core, epilogue = core_of(target, SCALAR), parse_epilogue(node.attrs["epilogue"], 2)
+    cut = choose_cut(core, pairing, choice.products)
+    sums = Ref("scratch", nbytes=cut.nbytes(pairing))
+    weights = Ref("weights", array=pack_panels(_products(w.reshape(pairing.outputs, -1)), None, cut.panels))
+    bias = [] if epilogue.bias is None else [Ref("weights", array=node.inputs[epilogue.bias].constant)]
+    residual = [] if epilogue.residual is None else [Ref("input", epilogue.residual)]
+    in_order = pairing.images if pairing.images > 1 else 0
+    products = KernelCall(
+        products_driver(pairing, cut, epilogue.kind, core, target),
+        (Ref("input", 0), sums, weights, *bias, *residual, Ref("output", 0)),
+        pairing.images * cut.partition.tasks,
+        in_order,
+    )
+    if cut.together:
+        return [products]
+    summing = KernelCall(sums_driver(pairing, target), (Ref("input", 0), sums), pairing.images * pairing.sum_tasks, in_order)
+    return [summing, products]
+
+
+def choose_cut(core: Core, pairing: Pairing, products: Direct | None) -> Cut:
+    """products: the register block, if it is chosen already."""
+    geometry = pairing.geometry
+    depth = geometry.depth_of_sum
+    panels = choose_panels(tile_core(core), pairing.right, pairing.pairs, depth, products)
+    rows = panels.rows or panels.last_rows
+    panels = replace(panels, rows=rows if panels.bodies else 0, last_rows=rows if panels.last else 0)
+    if not _light(core, pairing.right, depth):
+        return Cut(panels, choose_partition(core, geometry, panels, 1, False, products), False)
+    pieces = max(1, min(-(-pairing.pairs // rows), pairing.pairs * pairing.pitch * core.element // PIECE))
+    tasks = max(1, min(pieces, -(-TASKS // pairing.images), pairing.pairs * pairing.right * depth // TASK))
+    return Cut(panels, Partition(pieces, pieces, -(-pieces // tasks), 1, panels.bodies, 1, depth, 0), True)
+
+
+def _products(w: np.ndarray) -> np.ndarray:
+    """w [outputs, channels] -> [1, outputs / 2, the terms of the seven products], in the order in which tiles use them."""
+    (b11, b21), (b12, b22) = ([np.ascontiguousarray(part) for part in np.hsplit(half, 2)] for half in np.vsplit(w, 2))
+    t1 = b12 - b11
+    t2 = b22 - t1
+    return np.concatenate([b11, b21, t2, t1, b22, b22 - b12, b21 - t2], axis=1)[None]
