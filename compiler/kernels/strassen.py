@@ -1,7 +1,7 @@
 """1x1 convolutions, and layers of many rows, by Strassen's scheme: an eighth fewer multiply-adds, paid with larger weights.
 
 Two kernel calls: sums of the inputs of pairs of pixels, then seven products instead of eight (`strassen_tile`). The sums of weights are
-made while compiling. Pixels are paired within an image, so that what is computed of one image does not depend on the others.
+made while compiling. Neighbouring pixels of an image are paired, so that what is computed of one image does not depend on the others.
 
 Errors are bounded as those of a product are, by the largest values instead of each one's own: with n channels, |error| is at most
 `error_bound(n) * max|a| * max|w|`, and about twice that of direct sums in practice. That is no bound for what is small beside its partner in
@@ -24,6 +24,9 @@ from cortado.compiler.kernels.strassen_driver import Cut, products_driver
 from cortado.compiler.kernels.strassen_sums import SCALAR, Pairing, Tensor, sums_driver
 from cortado.compiler.kernels.strassen_tile import PRODUCTS
 from cortado.compiler.kernels.tiling import (
+    FAR_STREAM,
+    LATENCY,
+    PER_CYCLE,
     Core,
     Partition,
     SingleCore,
@@ -37,9 +40,10 @@ from cortado.compiler.target import Target
 
 SUMMING, SUMMING_APART = 10.0, 18.0  # cycles of a vector of each of the four sums, the latter beyond the first cache level
 TILE = 60.0  # cycles of a tile more than one with a single loop and a single store
-GAIN = 0.96  # of the direct way's cycles, at most: below that the larger weights do not pay
+GAIN = 0.04  # of the direct way's cycles, at least
+WORTH = 16.0  # bytes that weights may be larger by for each cycle that is saved
 PIECE = 16 << 10  # bytes of the sums of a piece
-TASKS, TASK = 16, 100_000  # of a layer whose sums are made piece by piece: how many at most, and multiply-adds of each at least
+SHARES, LEAST = 8, 100_000  # equal parts of a layer whose sums are made piece by piece, and multiply-adds of each at least
 FEWEST = 8  # pairs of pixels
 APART = 2.0**-8  # of two largest weights that are added: what is smaller than that beside the other loses too many digits
 NOTHING = 2.0**-32  # but so small beside the other that it is nothing
@@ -115,13 +119,20 @@ def _tensor(operand: Operand) -> Tensor | None:
 
 
 def choose_strassen(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> Strassen | None:
-    """Strassen's scheme where it is clearly faster than multiplying directly, or None: also where it cannot be done."""
-    if not serves_strassen(node, ins, outs, target):
+    """Strassen's scheme where it is clearly faster than multiplying directly, or None: also where it cannot be done.
+
+    Measured, and chosen, for cores with one multiply-add of long vectors in a cycle. With 16 registers (AVX2) it gains 0 to 5% of a layer and
+    nothing of a run; of other cores nothing is known. `cortado tune` measures it on all.
+    """
+    core = core_of(target, SCALAR)
+    if not isinstance(core, SingleCore) or not serves_strassen(node, ins, outs, target):
         return None
-    core, (outputs, channels), images = core_of(target, SCALAR), (outs[0].shape[-1], ins[0].shape[-1]), ins[0].shape[0]
+    (outputs, channels), images = (outs[0].shape[-1], ins[0].shape[-1]), ins[0].shape[0]
     pixels = outs[0].type.size // outputs
     direct = product_cycles(core, pixels, channels, outputs, 1, 1)
-    return Strassen() if strassen_cycles(core, pixels // images, channels, outputs, images) < GAIN * direct else None
+    saved = direct - strassen_cycles(core, pixels // images, channels, outputs, images)
+    larger = (PRODUCTS / 4 - 1) * channels * outputs * core.element
+    return Strassen() if saved > max(GAIN * direct, larger / WORTH) else None
 
 
 def strassen_cycles(core: Core, pixels: int, channels: int, outputs: int, images: int = 1) -> float:
@@ -129,14 +140,23 @@ def strassen_cycles(core: Core, pixels: int, channels: int, outputs: int, images
     pairs, run, tiled = (pixels + 1) // 2, channels // 2, tile_core(core)
     depth = PRODUCTS * run
     panels = choose_panels(tiled, outputs // 2, pairs, depth)
-    tiles = (panels.bodies + (panels.last > 0)) * -(-pairs // max(panels.rows, panels.last_rows))
-    sums = (SUMMING if _light(core, outputs // 2, depth) else SUMMING_APART) * pairs * -(-run // core.lanes)
-    return product_cycles(tiled, pairs, depth, outputs // 2, images, 1) + images * (sums + TILE * tiles)
+    rows = max(panels.rows, panels.last_rows)
+    tiles = (panels.bodies + (panels.last > 0)) * -(-pairs // rows)
+    cycles = product_cycles(tiled, pairs, depth, outputs // 2, images, 1) + images * TILE * tiles
+    if _light(core, outputs // 2, depth):
+        return cycles + images * SUMMING * pairs * -(-run // core.lanes)
+    cycles += images * SUMMING_APART * pairs * -(-run // core.lanes)
+    weights = depth * panels.vectors * core.lanes * core.element
+    if weights <= core.ahead_room:
+        return cycles
+    waiting = weights / FAR_STREAM - tiled.tile_cycles(rows, panels.vectors, depth)
+    return cycles + images * (panels.bodies + (panels.last > 0)) * max(0.0, waiting)
 
 
 def tile_core(core: Core) -> Core:
-    """The core as tiles see it that keep three blocks of results: where four accumulators hide the latency, all of them in registers."""
-    return replace(core, registers=core.registers // 3 + 1) if isinstance(core, SingleCore) else core
+    """The core for tiles that keep two more blocks of results: in registers, if it has enough for blocks that hide the latency."""
+    keeping = replace(core, kept=2)
+    return keeping if keeping.fits(int(LATENCY * PER_CYCLE), 1) or isinstance(core, SingleCore) else core
 
 
 def _light(core: Core, outputs: int, depth: int) -> bool:
@@ -179,9 +199,13 @@ def choose_cut(core: Core, pairing: Pairing, products: Direct | None) -> Cut:
     panels = replace(panels, rows=rows if panels.bodies else 0, last_rows=rows if panels.last else 0)
     if not _light(core, pairing.right, depth):
         return Cut(panels, choose_partition(core, geometry, panels, 1, False, products), False)
-    pieces = max(1, min(-(-pairing.pairs // rows), pairing.pairs * pairing.pitch * core.element // PIECE))
-    tasks = max(1, min(pieces, -(-TASKS // pairing.images), pairing.pairs * pairing.right * depth // TASK))
-    return Cut(panels, Partition(pieces, pieces, -(-pieces // tasks), 1, panels.bodies, 1, depth, 0), True)
+    tiles, macs = -(-pairing.pairs // rows), pairing.pairs * pairing.right * depth
+    shares = max(1, min(-(-SHARES // pairing.images), macs // LEAST))
+    pieces = -(-pairing.pairs * pairing.pitch * core.element // (PIECE * shares)) * shares
+    if pieces > tiles:
+        pieces = tiles if tiles < 2 * shares else tiles // shares * shares
+    block = pieces // shares if pieces >= 2 * shares else 1
+    return Cut(panels, Partition(pieces, pieces, block, 1, panels.bodies, 1, depth, 0), True)
 
 
 def _products(w: np.ndarray) -> np.ndarray:

@@ -176,8 +176,8 @@ class _Driver:
             values["bias"] = at["bias"]
         for name, tensor in (("a", pairing.a), ("residual", pairing.residual), ("out", pairing.out)):
             if tensor is not None:
-                values[name] = self.moved(at[name], start * tensor.pixel)
-                values |= {f"{name}_pixel": tensor.pixel, f"{name}_lower": pairing.pairs * tensor.pixel}
+                values[name] = self.moved(at[name], start * (2 * tensor.pixel))
+                values |= {f"{name}_pixel": 2 * tensor.pixel, f"{name}_lower": tensor.pixel}
         k.call(pair_kernel(spec, self.target), *(values[name] for name, _ in spec.parameters()))
 
     def spec(self, family: _Family, number: int) -> PairSpec:

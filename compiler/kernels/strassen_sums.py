@@ -25,7 +25,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Pairing:
-    """The layer out[image, pixel, o] = sum over c of a[image, pixel, c] * w[o, c], whose pixel i is paired with pixel i + `pairs`.
+    """The layer out[image, pixel, o] = sum over c of a[image, pixel, c] * w[o, c], whose neighbouring pixels 2 i and 2 i + 1 are paired.
 
     lanes: of the vectors that sums of inputs are stored in.
     """
@@ -67,7 +67,7 @@ class Pairing:
     @property
     def geometry(self) -> Geometry:
         """One image's products as a contraction of pairs, whose channels are the terms of all products."""
-        width = Axis(self.pairs, self.pairs, 1, 1, 1, 0, PRODUCTS * self.run, self.out.pixel, 0, 0)
+        width = Axis(self.pairs, self.pairs, 1, 1, 1, 0, PRODUCTS * self.run, 2 * self.out.pixel, 0, 0)
         return Geometry(UNIT, UNIT, UNIT, width, PRODUCTS * self.run, 0)
 
     @property
@@ -96,7 +96,7 @@ def sum_pairs(k: KernelBuilder, pairing: Pairing, a: Val, s: Val, first: Val, st
     """The sums of an image's pairs from `first` on, to s. a: the image."""
     lanes, run = pairing.lanes, pairing.run
     vector = Type(SCALAR, lanes)
-    lower = pairing.pairs * pairing.a.pixel
+    lower = pairing.a.pixel
 
     def position(upper: Val, to: Val, at: Number, count: int, paired: bool) -> None:
         def load(moved: int) -> Val:
@@ -110,7 +110,7 @@ def sum_pairs(k: KernelBuilder, pairing: Pairing, a: Val, s: Val, first: Val, st
             k.store(to, value, at + part * pairing.part)
 
     def pair(number: Val, paired: bool) -> None:
-        upper = k.offset(a, number * pairing.a.pixel, SCALAR)
+        upper = k.offset(a, number * (2 * pairing.a.pixel), SCALAR)
         to = k.offset(s, (number - first) * pairing.pitch, SCALAR)
         whole = run - run % lanes
         if whole:

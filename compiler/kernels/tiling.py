@@ -45,7 +45,7 @@ class Core:
     lanes: of a vector. registers: that tiles may fill. rows: most pixels of a tile (each takes a general register).
     by_lane: A is loaded as vectors of k, whose lanes the multiply-add takes. fused: multiply-add is one instruction.
     in_order: costs add up instead of overlapping. prefetch: there is such an instruction. element: bytes of the scalar.
-    first_level, second_level, third_level: bytes of the caches.
+    first_level, second_level, third_level: bytes of the caches. kept: blocks of results that tiles keep beside the one they add to.
     """
 
     lanes: int
@@ -59,6 +59,7 @@ class Core:
     first_level: int
     second_level: int
     third_level: int
+    kept: int = 0
 
     @property
     def panel_room(self) -> int:
@@ -68,7 +69,7 @@ class Core:
     def fits(self, rows: int, vectors: float, splits: int = 1) -> bool:
         """Whether the accumulators and what an inner step holds beside them fit the registers."""
         held = rows + vectors + 2 * self.by_lane if self.by_lane or self.in_order else min(rows, vectors) + 1
-        return splits * rows * vectors + held + (0 if self.fused else 2) <= self.registers
+        return (splits + self.kept) * rows * vectors + held + (0 if self.fused else 2) <= self.registers
 
     def splits(self, rows: int, vectors: float) -> int:
         """Partial sums per accumulator that hide the latency of the multiply-add."""
