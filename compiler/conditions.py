@@ -50,6 +50,13 @@ class Conditions:
         found = different.pop() if len(different) == 1 else None
         return found if found is not None and found.count.node is not node else None
 
+    def counted(self, node: Node) -> bool:
+        """Whether an input has rows that are found at run time, along any axis, or may have."""
+        try:
+            return any(self.counts.of(value) is not None for value in node.inputs)
+        except UnsupportedError:
+            return True
+
     def reads(self, node: Node) -> list[Value]:
         """What the steps of a node read beside its inputs."""
         found = [self.rows_of_node(node), *(self.rows(value) for value in node.inputs)]

@@ -47,7 +47,8 @@ def lower(graph: Graph, target: Target, optimize_for: str = "speed", tuning: Tun
     conditions = conditions_of(graph, order)
     storage = assign_storage(graph, order, conditions)
     quantized = any(kind.quant is not None for node in order for kind in node.types)
-    steps = _Steps(target, lowerings(optimize_for, tuning, quantized), conditions, storage)
+    plain, counted = (lowerings(optimize_for, tuning, quantized, found) for found in (False, True))
+    steps = _Steps(target, plain, counted, conditions, storage)
     problems: list[str] = []
     for node in order:
         try:
@@ -141,10 +142,11 @@ class _Made:
 
 @dataclass
 class _Steps:
-    """Collects steps and roots in order; `program` gives them offsets."""
+    """Collects steps and roots in order; `program` gives them offsets. counted: lowerings of nodes with rows found at run time."""
 
     target: Target
     lowerings: Mapping[str, Lowering]
+    counted: Mapping[str, Lowering]
     conditions: Conditions
     storage: Storage
     pending: list[_Pending] = field(default_factory=list)
@@ -155,7 +157,7 @@ class _Steps:
     def node(self, node: Node) -> None:
         storage = self.storage
         ins, outs = storage.operands(node)
-        lowering = self.lowerings[node.op]
+        lowering = (self.counted if self.conditions.counted(node) else self.lowerings)[node.op]
         inputs = [(value.type, storage.places[value]) for value in node.inputs]
         outputs = [(node.types[i], storage.places[node.out(i)]) for i in range(len(node.types))]
         count = OPS[node.op].macs

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from lowered import TARGETS, check, made_target, node_of, run_lowered
+from lowered import TARGETS, Tensor, check, made_target, node_of, run_lowered
 from native import runnable_targets
 
 from cortado.backends.targets import find_target
+from cortado.compiler.evaluate import Pointer
 from cortado.compiler.graph import Node
-from cortado.compiler.kernels.choice import Direct, Strassen
+from cortado.compiler.interpret import compile_kernel
+from cortado.compiler.kernels.choice import Choice, Direct, Strassen, from_plain, to_plain
 from cortado.compiler.kernels.strassen import alike, choose_strassen, error_bound, lower_strassen, serves_strassen
 from cortado.compiler.kernels.table import lower_chosen, lowerings
 from cortado.compiler.program import KernelCall, Operand, contiguous_strides
 from cortado.compiler.target import Target
+from cortado.compiler.tuning import Tuning, kernel_key
 from cortado.compiler.types import TensorType
+from cortado.errors import OptionError
 
 VECTORS = [t for t in TARGETS if t.vector_bits]
 RELU = ("activation", "relu", ())
 EVERYTHING = (("bias",), ("residual",), RELU)
+ZEN4 = find_target("znver4")
 
 
 def layer_case(
@@ -96,13 +102,72 @@ def test_the_residual_may_be_overwritten() -> None:
     check(forced(), node, arrays, made_target(128), **LIMITS, in_place=3)
 
 
-def test_heavy_weights_pass_once() -> None:
+@pytest.mark.parametrize("shape, outputs", [((1, 9, 13, 96), 34), ((2, 7, 13, 96), 50), ((1, 7, 12, 96), 40)])
+def test_pieces_of_the_pairs(shape: tuple[int, ...], outputs: int) -> None:
+    """Several tasks of several pieces, each with its own place for sums of inputs, which the tasks before leave alone."""
+    target = made_target(128)
+    node, arrays = layer_case(shape, outputs, EVERYTHING)
+    ins, outs = operands(node)
+    (call,) = lower_strassen(node, ins, outs, Strassen(), target)
+    assert call.tasks % shape[0] == 0 and call.tasks > shape[0]
+    check(forced(), node, arrays, target, **LIMITS, pieces=5)
+    tensors = [Tensor(a, v.type.dtype) for a, v in zip(arrays, node.inputs, strict=True)]
+    out = Tensor(np.zeros(node.types[0].shape, np.float32), "float32")
+    room = call.refs[1].nbytes // call.tasks
+    for task in range(call.tasks):
+        sums = np.zeros(call.refs[1].nbytes, np.uint8)
+        pointers = {"weights": lambda ref: Pointer(ref.array.view(np.uint8), 0), "scratch": lambda _, held=sums: Pointer(held, 0)}
+        pointers |= {"input": lambda ref: Pointer(tensors[ref.index].memory, 0), "output": lambda _: Pointer(out.memory, 0)}
+        compile_kernel(call.kernel)(*(pointers[ref.kind](ref) for ref in call.refs), task, task + 1)
+        (touched,) = np.nonzero(sums)
+        assert task * room <= touched.min() and touched.max() < (task + 1) * room
+
+
+@pytest.mark.parametrize("pixels", [35, 36])
+@pytest.mark.parametrize("products", [None, Direct(1, 4, 4, blocks=3, ahead=True), Direct(3, 2, 2, fill=3)])
+def test_heavy_weights_pass_once(pixels: int, products: Direct | None) -> None:
     """Where sums of inputs are made by a kernel of their own: whole, and in pieces of both kernels' tasks."""
-    for pixels in (18, 19):
-        node, arrays = layer_case((2, pixels, 1, 160), 176, EVERYTHING)
-        ins, outs = operands(node)
-        assert len(lower_strassen(node, ins, outs, Strassen(), made_target(512, masked=True))) == 2
-        check(forced(), node, arrays, made_target(512, masked=True), **LIMITS, pieces=4)
+    target = made_target(512, masked=True)
+    node, arrays = layer_case((2, pixels, 1, 160), 176, EVERYTHING)
+    ins, outs = operands(node)
+    summing, multiplying = lower_strassen(node, ins, outs, Strassen(products), target)
+    assert summing.tasks % 2 == multiplying.tasks % 2 == 0 and multiplying.tasks > 2
+    check(forced(products), node, arrays, target, **LIMITS, pieces=4)
+
+
+def test_with_registers_for_three_blocks() -> None:
+    target = replace(made_target(512, masked=True), vector_registers=32)
+    node, arrays = layer_case((1, 9, 9, 32), 70, EVERYTHING)
+    check(forced(), node, arrays, target, **LIMITS)
+    with pytest.raises(ValueError, match="too large"):
+        lower_strassen(node, *operands(node), Strassen(Direct(12, 1, 1)), target)
+
+
+def test_rows_of_which_some_are_not_real_are_not_added() -> None:
+    """They may hold anything, NaN as well."""
+    node, _ = layer_case((1, 196, 512), 512, (), "fc")
+    for counted in (False, True):
+        (*_, call) = lowerings("speed", counted=counted)["fc"](node, *operands(node), ZEN4)
+        assert call.kernel.name.startswith("fc_f32" if counted else "strassen_products")
+
+
+def test_measured_choices() -> None:
+    node, _ = layer_case((1, 14, 14, 64), 64)
+    ins, outs = operands(node)
+    key = kernel_key(node, ins, outs)
+
+    def kernel(choice: Choice, goal: str = "speed", weights: Node = node) -> str:
+        return lowerings(goal, Tuning({key: choice}, "table", ""))["conv"](weights, ins, outs, made_target(256))[-1].kernel.name
+
+    assert kernel(Strassen()).startswith("strassen_products")
+    assert kernel(Strassen(), "size").startswith("conv_f32")
+    assert kernel(from_plain(to_plain(Strassen(Direct(1, 4, 4))))).startswith("strassen_products")
+    w = np.ones((64, 1, 1, 64), np.float32)
+    w[3] /= 4096
+    other = node_of("conv", [np.zeros((1, 14, 14, 64), np.float32), w], dict(node.attrs), [1])
+    assert kernel(Strassen(), weights=other).startswith("conv_f32")  # the same key, weights that must not be added
+    with pytest.raises(OptionError, match="measure it anew"):
+        kernel(Strassen(Direct(40, 1, 1)))
 
 
 @pytest.mark.parametrize("target", runnable_targets())
@@ -132,9 +197,6 @@ def test_the_error_against_float64_is_within_the_bound(channels: int) -> None:
     error = np.abs(run_lowered(forced(), node, [a, arrays[1]], made_target(256, masked=True)) - exact).max()
     assert 0 < error < error_bound(channels) * np.abs(a).max() * np.abs(w).max()
     assert error < 4 * np.abs(direct - exact).max()
-
-
-ZEN4 = find_target("znver4")
 
 
 @pytest.mark.parametrize(

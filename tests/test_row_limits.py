@@ -12,6 +12,7 @@ from lowered import Tensor, made_target, node_of, padded_strides, run_calls
 from quantized_nodes import make_q, quant, result, values, window
 
 import cortado
+from cortado.backends.targets import find_target
 from cortado.compiler.graph import Node
 from cortado.compiler.interpret import run_program
 from cortado.compiler.kernels.move import lower_copy
@@ -100,12 +101,15 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any], tuple[int, ...]]] = [
 ]  # fmt: skip
 
 
-def check_limit(node: Node, arrays: list[np.ndarray], target: Any) -> int:
-    """Calls with as many tasks as some rows need make these rows; how many calls were shorter than the whole."""
+def check_limit(node: Node, arrays: list[np.ndarray], target: Any, counts: Sequence[int] = ()) -> int:
+    """Calls with as many tasks as some rows need make these rows; how many calls were shorter than the whole.
+
+    counts: numbers of rows; none for 0 and half of them.
+    """
     wanted = evaluate(node, arrays)
     rows = len(wanted[0])
     limited = 0
-    for count in (0, rows // 2):
+    for count in counts or (0, rows // 2):
         ins = [Tensor(a, a.dtype.name, padded_strides(a.shape, 4), 4) for a in arrays]
         outs = [Tensor(np.full_like(w, 77), w.dtype.name, padded_strides(w.shape, 4), 4) for w in wanted]
         operands = [tensor.operand for tensor in ins], [tensor.operand for tensor in outs]
@@ -128,6 +132,12 @@ def test_tasks_up_to_the_limit_make_the_rows(
     limited = check_limit(node_of(op, arrays, attrs, fixed), arrays, target)
     without = ("transpose", "relu", *(["batch_matmul"] if attrs.get("transpose_a") else []))
     assert limited or op in without, "no call has an order"
+
+
+def test_pieces_of_several_tiles_make_any_number_of_rows() -> None:
+    """Two pieces of seven tiles: half of the rows and some more are not made by the first one, unless it has four of the tiles."""
+    arrays = [numbers(53, 64), numbers(60, 64)]
+    assert check_limit(node_of("fc", arrays, {"epilogue": ()}, (1,)), arrays, TARGETS[1], (24, 25, 26, 27))
 
 
 Q = quant(0.05, 3)
@@ -253,6 +263,25 @@ def test_residuals_of_rows_that_are_counted(dtype: str) -> None:
     assert {step.limit is not None for step in program.steps if step.op == op} == {True}
     assert any(len(node.inputs) == (4 if dtype == "int8" else 3) for node in graph.nodes() if node.op == op), "no residual"
     np.testing.assert_allclose(run_program(program, given)["y"], want["y"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_rows_that_were_not_found_are_not_added_to_others(found: bool) -> None:
+    """Strassen's scheme adds neighbouring rows, which lie along the second axis here. Those behind the last one found hold anything."""
+    operators = [
+        operator("ExpandDims", ["box"], ["e"], dims=[0]),
+        operator("FC", ["e", "w0", "b0"], ["z"], axis=2),
+        operator("Relu", ["z"], ["r"]),
+        operator("FC", ["r", "w1", "b1"], ["q"], axis=2),
+        operator("Squeeze", ["q"], ["y"], dims=[0]),
+    ]
+    sizes = {"w0": (128, 4), "b0": (128,), "w1": (128, 128), "b1": (128,)}
+    init = {name: np.random.default_rng(3).standard_normal(shape).astype(np.float32) for name, shape in sizes.items()}
+    given: dict[str, tuple[int, ...]] = {"s": (ROWS, 2), "b": (ROWS, 8)} if found else {"box": (ROWS, 4)}
+    data = net(*[FIND] * found, *operators, inputs=[*given], outputs=["y", *["score"] * found])
+    program = lower(optimize(cortado.load(data, init=init, inputs=given)), find_target("znver4"))
+    families = [step.kernel.name.rpartition("_")[0] for step in program.steps if step.op == "fc"]
+    assert families == ["fc_f32", "fc_f32" if found else "strassen_products"]
 
 
 def test_steps_without_rows_take_no_time() -> None:

@@ -20,7 +20,7 @@ from cortado.compiler.kernels.grouped import choose_grouped, grouped_choices, se
 from cortado.compiler.kernels.quantized_conv import q_conv_sums, q_fc_sums
 from cortado.compiler.kernels.quantized_depthwise import serves_q_depthwise
 from cortado.compiler.kernels.quantized_winograd import choose_q_winograd, exact_filterings, q_product_problem, serves_q_winograd
-from cortado.compiler.kernels.strassen import pair_problem, serves_strassen, tile_core
+from cortado.compiler.kernels.strassen import light, pair_problem, serves_strassen, tile_core
 from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition, core_of, panel_choices, stores_far
 from cortado.compiler.kernels.winograd import product_problem, serves_winograd, taps_of
 from cortado.compiler.kernels.winograd_algebra import TILES
@@ -95,8 +95,10 @@ def shapes(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: 
         return list(_tiles(_tiled(node, ins, outs, target), MOST_SHAPES))
     if isinstance(choice, Grouped):
         return list(_groups(_tiled(node, ins, outs, target)))
-    products = _products(node, ins, outs, target, choice)
-    return [replace(choice, products=tiles) for tiles in _tiles(products, MOST_SHAPES // 2)]
+    products = _tiles(_products(node, ins, outs, target, choice), MOST_SHAPES // 2)
+    if isinstance(choice, Strassen):  # all panels have tiles of one height
+        products = list(dict.fromkeys(replace(tiles, last_rows=tiles.rows) for tiles in products))
+    return [replace(choice, products=tiles) for tiles in products]
 
 
 def cuts(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, choice: Choice) -> list[Choice]:
@@ -105,6 +107,8 @@ def cuts(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Ta
         return list(_cuts(_tiled(node, ins, outs, target), choice))
     if isinstance(choice, Winograd | Strassen):
         products = _products(node, ins, outs, target, choice)
+        if isinstance(choice, Strassen) and light(products.core, products.problem[2], products.problem[0].depth_of_sum):
+            return []
         tiles = choice.products or _tiles(products, 1)[0]
         return [replace(choice, products=cut) for cut in _cuts(products, tiles)]
     return []

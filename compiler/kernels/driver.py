@@ -12,7 +12,7 @@ from cortado.compiler.kernels.epilogue import EpilogueKind
 from cortado.compiler.kernels.geometry import Geometry, Segment, segments
 from cortado.compiler.kernels.packing import panel_sizes
 from cortado.compiler.kernels.rows import find_row, tiles_of_piece
-from cortado.compiler.kernels.tile import Part, TileSpec, lines_of_trip
+from cortado.compiler.kernels.tile import Part, TileSpec, lines_ahead
 from cortado.compiler.kernels.tiling import Core, Panels, Partition, choose_unroll, runs_of
 from cortado.compiler.lang import INDEX, Kernel
 from cortado.compiler.target import Target
@@ -233,11 +233,6 @@ class _Driver:
             values |= {f"run_{i}": taps * run, f"taps_{i}": taps}
         k.call(kernel, *(values[name] for name, _ in spec.parameters()))
 
-    def lines_ahead(self, elements: int) -> int:
-        """How many cache lines of the weights ahead a trip, which uses so many elements, must fetch so that all tiles together fetch all."""
-        tiles = self.layer.partition.ahead
-        return -(-lines_of_trip(self.layer.scalar, elements) // tiles) if tiles else 0
-
     def tile(self, family: _Family, segment: Segment, run: int, part: Part) -> tuple[Kernel, TileSpec]:
         layer, core = self.layer, self.core
         merged = layer.geometry.merged and layer.partition.k_part == layer.geometry.channels
@@ -249,7 +244,7 @@ class _Driver:
         spec = TileSpec(
             layer.scalar, segment.pixels, family.vectors, family.tail, groups, merged, layer.geometry.loops,
             unroll, exact, splits, core.by_lane, layer.epilogue, part,
-            self.lines_ahead(unroll * family.vectors * layer.panels.lanes),
+            lines_ahead(layer.scalar, unroll * family.vectors * layer.panels.lanes, layer.partition.ahead),
         )  # fmt: skip
         if spec not in self.tiles:
             self.tiles[spec] = self.tile_kernel(spec, self.target)

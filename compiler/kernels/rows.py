@@ -63,9 +63,23 @@ def tiles_of_piece(k: KernelBuilder, row: Sequence[Segment], number: int, piece:
     segment = row[number]
     if row_parts == 1:
         return segment.start, segment.count
-    total = sum(s.count for s in row)
-    before = sum(s.count for s in row[:number])
-    first, stop = piece * total // row_parts, (piece + 1) * total // row_parts
-    low = k.min(k.max(first - before, 0), segment.count)
-    high = k.min(k.max(stop - before, 0), segment.count)
+    low, high = (_tiles_before(k, row, number, p, row_parts) for p in (piece, piece + 1))
     return low * segment.pixels + segment.start, high - low
+
+
+def start_of_piece(k: KernelBuilder, row: Sequence[Segment], piece: Number, row_parts: int) -> Number:
+    """The pixel that a piece of the row begins with, or the row's number of pixels for the piece after the last."""
+    pixel: Number = 0
+    for number, segment in enumerate(row):
+        pixel = pixel + _tiles_before(k, row, number, piece, row_parts) * segment.pixels
+    return pixel
+
+
+def _tiles_before(k: KernelBuilder, row: Sequence[Segment], number: int, piece: Number, row_parts: int) -> Val:
+    """Tiles of a segment that belong to earlier pieces.
+
+    Rounded up, and larger tiles come first: so the first n of N pieces make at least n / N of the row, which limits of rows rely on.
+    """
+    total, before = sum(s.count for s in row), sum(s.count for s in row[:number])
+    tile = (piece * total + (row_parts - 1)) // row_parts
+    return k.min(k.max(tile - before, 0), row[number].count)

@@ -6,15 +6,14 @@ target's cost model. A panel of more than one target's vectors has the same orde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.candidates import Problem, algorithms, problem_of
-from cortado.compiler.kernels.choice import Choice, Depthwise, Direct, Grouped, Strassen, Winograd
+from cortado.compiler.kernels.choice import Choice, Depthwise, Direct, Grouped, Winograd
 from cortado.compiler.kernels.epilogue import parse_epilogue
 from cortado.compiler.kernels.grouped import block_width, choose_grouped, grouped_choices, serves_grouped
-from cortado.compiler.kernels.strassen import pair_problem, serves_strassen, tile_core
 from cortado.compiler.kernels.tiling import Core, choose_panels, choose_partition, core_of, panel_choices
 from cortado.compiler.kernels.winograd import product_problem, serves_winograd
 from cortado.compiler.lang import SCALAR_OF
@@ -23,7 +22,6 @@ from cortado.compiler.target import Target
 from cortado.compiler.tuning import Tuning
 
 MOST_CHANNELS = 64  # of a panel
-Serves = Callable[[Node, Sequence[Operand], Sequence[Operand], Target], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +49,15 @@ class SharedChoices(Tuning):
             if together is not None:
                 return together
         chosen = found[0]
-        if self.larger and isinstance(chosen, Winograd) and self._all(serves_winograd, node, ins, outs):
+        if (
+            self.larger
+            and isinstance(chosen, Winograd)
+            and all(serves_winograd(node, ins, outs, target) for target in self.targets)
+        ):
             products_of = product_problem(node, ins, outs, chosen.m, self.reference)
             products = _shared_tiles(products_of, own, reference, cores)
             return None if products is None else replace(chosen, products=products)
-        if self.larger and isinstance(chosen, Strassen) and self._all(serves_strassen, node, ins, outs):
-            products_of = pair_problem(node, ins, outs, self.reference)
-            products = _shared_tiles(products_of, tile_core(own), tile_core(reference), [tile_core(core) for core in cores])
-            return None if products is None else replace(chosen, products=products)
         return _shared_tiles(problem, own, reference, cores)
-
-    def _all(self, serves: Serves, node: Node, ins: Sequence[Operand], outs: Sequence[Operand]) -> bool:
-        return all(serves(node, ins, outs, target) for target in self.targets)
 
 
 def _shared_groups(problem: Problem, own: Core, cores: Sequence[Core]) -> Grouped | None:

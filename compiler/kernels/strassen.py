@@ -1,11 +1,12 @@
 """1x1 convolutions, and layers of many rows, by Strassen's scheme: an eighth fewer multiply-adds, paid with larger weights.
 
-Two kernel calls: sums of the inputs of pairs of pixels, then seven products instead of eight (`strassen_tile`). The sums of weights are
-made while compiling. Neighbouring pixels of an image are paired, so that what is computed of one image does not depend on the others.
+Sums of the inputs of pairs of pixels, then seven products instead of eight (`strassen_tile`); sums of weights are made while compiling.
+Neighbouring pixels of an image are paired, so that what is computed of one image does not depend on the others.
 
 Errors are bounded as those of a product are, by the largest values instead of each one's own: with n channels, |error| is at most
 `error_bound(n) * max|a| * max|w|`, and about twice that of direct sums in practice. That is no bound for what is small beside its partner in
-a sum, so weights of very different sizes are multiplied directly (`alike`).
+a sum, so weights of very different sizes are multiplied directly (`alike`). Outputs whose weights are nothing, as of channels that training
+gave up, have such an error too: they are not exactly their bias.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from cortado.compiler.kernels.geometry import Geometry
 from cortado.compiler.kernels.packing import pack_panels
 from cortado.compiler.kernels.strassen_driver import Cut, products_driver
 from cortado.compiler.kernels.strassen_sums import SCALAR, Pairing, Tensor, sums_driver
-from cortado.compiler.kernels.strassen_tile import PRODUCTS
+from cortado.compiler.kernels.strassen_tile import PRODUCTS, SUMS
 from cortado.compiler.kernels.tiling import (
     FAR_STREAM,
     LATENCY,
@@ -38,7 +39,7 @@ from cortado.compiler.kernels.tiling import (
 from cortado.compiler.program import KernelCall, Operand, Ref
 from cortado.compiler.target import Target
 
-SUMMING, SUMMING_APART = 10.0, 18.0  # cycles of a vector of each of the four sums, the latter beyond the first cache level
+SUMMING, SUMMING_APART = 14.0, 18.0  # cycles of a vector of each of the four sums, piece by piece and all at once
 TILE = 60.0  # cycles of a tile more than one with a single loop and a single store
 GAIN = 0.04  # of the direct way's cycles, at least
 WORTH = 16.0  # bytes that weights may be larger by for each cycle that is saved
@@ -65,11 +66,17 @@ def serves_strassen(node: Node, ins: Sequence[Operand], outs: Sequence[Operand],
     if node.op not in ("conv", "fc") or len(ins[0].shape) < 3:
         return False
     pairing = _pairing(node, ins, outs, target)
-    return pairing is not None and pairing.pairs >= FEWEST and alike(w.reshape(w.shape[0], -1))
+    return pairing is not None and pairing.pairs >= FEWEST and may_pair(node)
+
+
+def may_pair(node: Node) -> bool:
+    """Whether known weights of a layer are `alike`."""
+    w = node.inputs[1].constant
+    return w is not None and w.shape[0] % 2 == w.shape[-1] % 2 == 0 and alike(w.reshape(w.shape[0], -1))
 
 
 def alike(w: np.ndarray) -> bool:
-    """Whether weights [outputs, channels] that are added have the same size, more or less: a channel's, and an output's."""
+    """Whether weights [outputs, channels] that are added have the same size, more or less: the largest ones of channels, and of outputs."""
     sizes = np.abs(w)
     for largest in (sizes.max(0), sizes.max(1)):
         pairs = largest.reshape(2, -1)
@@ -105,7 +112,7 @@ def pair_problem(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], ta
     """An image's products as one contraction of pairs: geometry, groups, and outputs of a half; where `serves_strassen`."""
     pairing = _pairing(node, ins, outs, target)
     assert pairing is not None
-    return pairing.geometry, (), pairing.right
+    return pairing.geometry, (), pairing.half
 
 
 def _tensor(operand: Operand) -> Tensor | None:
@@ -131,36 +138,40 @@ def choose_strassen(node: Node, ins: Sequence[Operand], outs: Sequence[Operand],
     pixels = outs[0].type.size // outputs
     direct = product_cycles(core, pixels, channels, outputs, 1, 1)
     saved = direct - strassen_cycles(core, pixels // images, channels, outputs, images)
-    larger = (PRODUCTS / 4 - 1) * channels * outputs * core.element
-    return Strassen() if saved > max(GAIN * direct, larger / WORTH) else None
+    return Strassen() if saved > max(GAIN * direct, larger(channels, outputs, core) / WORTH) else None
 
 
-def strassen_cycles(core: Core, pixels: int, channels: int, outputs: int, images: int = 1) -> float:
-    """Of a layer with so many pixels in each image."""
+def larger(channels: int, outputs: int, core: Core) -> float:
+    """Bytes of weights more than directly."""
+    return (PRODUCTS / 4 - 1) * channels * outputs * core.element
+
+
+def strassen_cycles(core: Core, pixels: int, channels: int, outputs: int, images: int) -> float:
+    """Of a layer with so many pixels in each image. All weights pass for every image."""
     pairs, run, tiled = (pixels + 1) // 2, channels // 2, tile_core(core)
     depth = PRODUCTS * run
     panels = choose_panels(tiled, outputs // 2, pairs, depth)
-    rows = max(panels.rows, panels.last_rows)
-    tiles = (panels.bodies + (panels.last > 0)) * -(-pairs // rows)
-    cycles = product_cycles(tiled, pairs, depth, outputs // 2, images, 1) + images * TILE * tiles
-    if _light(core, outputs // 2, depth):
-        return cycles + images * SUMMING * pairs * -(-run // core.lanes)
-    cycles += images * SUMMING_APART * pairs * -(-run // core.lanes)
+    rows, count = panels.rows or panels.last_rows, panels.bodies + (panels.last > 0)
+    cycles = product_cycles(tiled, pairs, depth, outputs // 2, 1, 1) + TILE * count * -(-pairs // rows)
+    vectors = pairs * -(-run // core.lanes)
+    if light(core, outputs // 2, depth):  # and nothing fetches ahead what there is more of them
+        return images * (cycles + SUMMING * vectors) + larger(channels, outputs, core) / WORTH
+    sums = images * vectors * SUMS * core.lanes * core.element
+    far = sums / FAR_STREAM if sums > core.third_level // 4 else 0.0
     weights = depth * panels.vectors * core.lanes * core.element
-    if weights <= core.ahead_room:
-        return cycles
-    waiting = weights / FAR_STREAM - tiled.tile_cycles(rows, panels.vectors, depth)
-    return cycles + images * (panels.bodies + (panels.last > 0)) * max(0.0, waiting)
+    if weights > core.ahead_room:
+        cycles += count * max(0.0, weights / FAR_STREAM - tiled.tile_cycles(rows, panels.vectors, depth))
+    return images * (cycles + SUMMING_APART * vectors) + far
 
 
 def tile_core(core: Core) -> Core:
     """The core for tiles that keep two more blocks of results: in registers, if it has enough for blocks that hide the latency."""
     keeping = replace(core, kept=2)
-    return keeping if keeping.fits(int(LATENCY * PER_CYCLE), 1) or isinstance(core, SingleCore) else core
+    return keeping if keeping.fits(int(LATENCY * PER_CYCLE), 1) else core
 
 
-def _light(core: Core, outputs: int, depth: int) -> bool:
-    """Whether the weights of all products may pass for every piece of the pairs."""
+def light(core: Core, outputs: int, depth: int) -> bool:
+    """Whether the weights of all products may pass for every piece of the pairs. outputs: of a half; depth: terms of all products."""
     return outputs * depth * core.element <= core.second_level // 2
 
 
@@ -171,7 +182,7 @@ def lower_strassen(
     pairing = _pairing(node, ins, outs, target)
     w = node.inputs[1].constant
     assert pairing is not None and w is not None
-    core, epilogue = core_of(target, SCALAR), parse_epilogue(node.attrs["epilogue"], 2)
+    core, epilogue = tile_core(core_of(target, SCALAR)), parse_epilogue(node.attrs["epilogue"], 2)
     cut = choose_cut(core, pairing, choice.products)
     sums = Ref("scratch", nbytes=cut.nbytes(pairing))
     weights = Ref("weights", array=pack_panels(_products(w.reshape(pairing.outputs, -1)), None, cut.panels))
@@ -191,15 +202,20 @@ def lower_strassen(
 
 
 def choose_cut(core: Core, pairing: Pairing, products: Direct | None) -> Cut:
-    """products: the register block, if it is chosen already."""
+    """products: if it is chosen already, vectors and rows of tiles, which all panels have the same; other cuts where weights are heavy."""
     geometry = pairing.geometry
     depth = geometry.depth_of_sum
-    panels = choose_panels(tile_core(core), pairing.right, pairing.pairs, depth, products)
+    panels = choose_panels(core, pairing.half, pairing.pairs, depth, products)
     rows = panels.rows or panels.last_rows
     panels = replace(panels, rows=rows if panels.bodies else 0, last_rows=rows if panels.last else 0)
-    if not _light(core, pairing.right, depth):
-        return Cut(panels, choose_partition(core, geometry, panels, 1, False, products), False)
-    tiles, macs = -(-pairing.pairs // rows), pairing.pairs * pairing.right * depth
+    if not light(core, pairing.half, depth):
+        chosen = products or Direct(panels.vectors, rows, rows)
+        partition = choose_partition(core, geometry, panels, 1, False, chosen)
+        if chosen.blocks is None and partition.blocks > 1:  # an even number, for two threads
+            blocks = partition.blocks + partition.blocks % 2
+            partition = choose_partition(core, geometry, panels, 1, False, replace(chosen, blocks=blocks))
+        return Cut(panels, partition, False)
+    tiles, macs = -(-pairing.pairs // rows), pairing.pairs * pairing.half * depth
     shares = max(1, min(-(-SHARES // pairing.images), macs // LEAST))
     pieces = -(-pairing.pairs * pairing.pitch * core.element // (PIECE * shares)) * shares
     if pieces > tiles:

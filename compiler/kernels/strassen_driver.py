@@ -1,4 +1,4 @@
-"""The loops of products by Strassen's scheme: over images, pieces of their pairs, panels of both halves of the outputs, and tiles.
+"""The loops of products by Strassen's scheme: over images, over pieces of their pairs and panels of both halves of the outputs, and tiles.
 
 Where the weights are light, the sums of inputs of a piece are made just before its products, in a few cache lines that the next piece takes
 again. Else all weights would pass for every piece; there a kernel before this one makes all sums, and each panel passes over all pairs.
@@ -14,10 +14,10 @@ from cortado.compiler.builder import KernelBuilder, Number, Val
 from cortado.compiler.kernels.epilogue import EpilogueKind
 from cortado.compiler.kernels.geometry import Segment, segments
 from cortado.compiler.kernels.packing import panel_sizes
-from cortado.compiler.kernels.rows import tiles_of_piece
+from cortado.compiler.kernels.rows import start_of_piece, tiles_of_piece
 from cortado.compiler.kernels.strassen_sums import SCALAR, Pairing, sum_pairs
 from cortado.compiler.kernels.strassen_tile import PRODUCTS, PairSpec, pair_kernel
-from cortado.compiler.kernels.tile import Part, lines_of_trip
+from cortado.compiler.kernels.tile import Part, lines_ahead
 from cortado.compiler.kernels.tiling import Core, Panels, Partition, choose_unroll
 from cortado.compiler.lang import BYTES, INDEX, Kernel
 from cortado.compiler.target import Target
@@ -121,15 +121,9 @@ class _Driver:
 
     def piece(self, at: dict[str, Val], unit: Val) -> None:
         """Sums, then all products of a piece of the pairs."""
-        first = self.first_pair(unit)
-        sum_pairs(self.k, self.pairing, at["a"], at["s"], first, self.first_pair(unit + 1))
+        first, stop = (start_of_piece(self.k, self.row, piece, self.split.row_parts) for piece in (unit, unit + 1))
+        sum_pairs(self.k, self.pairing, at["a"], at["s"], first, stop)
         self.panels(at, self.k.index(0), lambda family, here: self.unit(family, here, unit, first))
-
-    def first_pair(self, piece: Val) -> Val:
-        k, row = self.k, self.row
-        tile = piece * sum(segment.count for segment in row) // self.split.row_parts
-        larger = row[0]
-        return k.min(tile, larger.count) * larger.pixels + k.max(tile - larger.count, 0) * row[-1].pixels
 
     def panels(self, at: dict[str, Val], chunk: Val, body: Callable[[_Family, dict[str, Val]], None]) -> None:
         """body: gets the pointers at each panel of a chunk."""
@@ -166,7 +160,7 @@ class _Driver:
             "s_pixel": pairing.pitch,
             "s_part": pairing.part,
             "w": at["w"],
-            "right": pairing.right,
+            "right": pairing.half,
             "run": pairing.run,
             "count": count,
             "ahead": family.size,
@@ -177,7 +171,7 @@ class _Driver:
         for name, tensor in (("a", pairing.a), ("residual", pairing.residual), ("out", pairing.out)):
             if tensor is not None:
                 values[name] = self.moved(at[name], start * (2 * tensor.pixel))
-                values |= {f"{name}_pixel": 2 * tensor.pixel, f"{name}_lower": tensor.pixel}
+                values |= {f"{name}_pixel": 2 * tensor.pixel, f"{name}_second": tensor.pixel}
         k.call(pair_kernel(spec, self.target), *(values[name] for name, _ in spec.parameters()))
 
     def spec(self, family: _Family, number: int) -> PairSpec:
@@ -187,9 +181,8 @@ class _Driver:
         unroll, exact = 1, True
         if core.by_lane or splits > 1 or tiles:
             unroll, exact = choose_unroll(core, pairs * family.vectors, splits, [self.pairing.run])
-        lines = lines_of_trip(SCALAR, unroll * family.vectors * self.cut.panels.lanes)
         alone = self.pairing.pixels % 2 == 1 and number == len(self.row) - 1
         return PairSpec(
             SCALAR, pairs, family.vectors, family.tail, ((0, pairs),), True, 0, unroll, exact, splits, core.by_lane, self.kind,
-            Part(), -(-lines // tiles) if tiles else 0, pairs - alone,
+            Part(), lines_ahead(SCALAR, unroll * family.vectors * self.cut.panels.lanes, tiles), pairs - alone,
         )  # fmt: skip

@@ -50,8 +50,8 @@ class Pairing:
         return self.channels // 2
 
     @property
-    def right(self) -> int:
-        """Outputs of each half."""
+    def half(self) -> int:
+        """Outputs of the left or the right half."""
         return self.outputs // 2
 
     @property
@@ -96,14 +96,14 @@ def sum_pairs(k: KernelBuilder, pairing: Pairing, a: Val, s: Val, first: Val, st
     """The sums of an image's pairs from `first` on, to s. a: the image."""
     lanes, run = pairing.lanes, pairing.run
     vector = Type(SCALAR, lanes)
-    lower = pairing.a.pixel
+    second = pairing.a.pixel
 
     def position(upper: Val, to: Val, at: Number, count: int, paired: bool) -> None:
         def load(moved: int) -> Val:
             return k.load_lanes(upper, vector, count, at + moved)
 
         a11, a12 = load(0), load(run)
-        a21, a22 = (load(lower), load(lower + run)) if paired else [k.zero(vector)] * 2
+        a21, a22 = (load(second), load(second + run)) if paired else [k.zero(vector)] * 2
         s1 = a21 + a22
         s2 = s1 - a11
         for part, value in enumerate((s1, s2, a11 - a21, a12 - s2)):

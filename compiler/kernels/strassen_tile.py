@@ -29,21 +29,21 @@ SUMS, PRODUCTS = 4, 7
 
 @dataclass(frozen=True)
 class PairSpec(TileSpec):
-    """As a tile of `rows` pairs of pixels. lower: how many of them have a second pixel: all, or all but the last."""
+    """As a tile of `rows` pairs of pixels. seconds: how many of them have a second pixel: all, or all but the last."""
 
-    lower: int = 0
+    seconds: int = 0
 
     def parameters(self) -> list[tuple[str, Type]]:
         """Names and types of the kernel's parameters, in order. All but the pointers are counts or distances in elements.
 
-        a, residual, out: first pixel of the first pair, and of outputs the left half. *_pixel: distance of pairs, *_lower: of a pair's pixels.
+        a, residual, out: first pixel of the first pair, and of outputs the left half. *_pixel: distance of pairs, *_second: of a pair's pixels.
         right: distance of the halves of the outputs, also in bias. s: S1 of the first pair; s_pixel: distance of pairs, s_part: of S1 and S2.
         w: weights of the seven products, `run` steps each. count: tiles to do one after another. ahead, tile: as of `TileSpec`.
         """
         names = [
             ("a", PTR),
             ("a_pixel", INDEX),
-            ("a_lower", INDEX),
+            ("a_second", INDEX),
             ("s", PTR),
             ("s_pixel", INDEX),
             ("s_part", INDEX),
@@ -51,7 +51,7 @@ class PairSpec(TileSpec):
         ]
         names += [("bias", PTR)] * self.epilogue.bias
         for name in (*["residual"] * self.epilogue.residual, "out"):
-            names += [(name, PTR), (f"{name}_pixel", INDEX), (f"{name}_lower", INDEX)]
+            names += [(name, PTR), (f"{name}_pixel", INDEX), (f"{name}_second", INDEX)]
         names += [("right", INDEX), ("run", INDEX), ("count", INDEX)]
         return names + [("ahead", INDEX), ("tile", INDEX)] * (self.ahead > 0)
 
@@ -66,7 +66,7 @@ def pair_kernel(spec: PairSpec, target: Target) -> Kernel:
 class _Quarter:
     """A quarter of the outputs: of the second pixels of pairs, or of the first; the right half of the outputs, or the left."""
 
-    lower: bool
+    second: bool
     right: bool
 
 
@@ -81,20 +81,20 @@ class _PairTile(Tile):
         if spec.ahead:
             self.next_line = self.line_of(number)
         first = number * spec.rows
-        a11, a12, a22 = (self.rows_at("a", first, moved) for moved in (0, p["run"], p["a_lower"] + p["run"]))
+        a11, a12, a22 = (self.rows_at("a", first, moved) for moved in (0, p["run"], p["a_second"] + p["run"]))
         s1, s2, s3, s4 = (self.rows_at("s", first, p["s_part"] * part) for part in range(SUMS))
         zeros = [k.zero(self.vector)] * (spec.rows * spec.vectors)
-        all_pairs, lower_pairs = (0, spec.rows), (0, spec.lower)
+        all_pairs, whole_pairs = (0, spec.rows), (0, spec.seconds)
         # In this order two other blocks of results at most are kept beside the one that a product is added to.
         u = self.product(0, zeros, a11, all_pairs)
         self.put(_Quarter(False, False), self.product(1, u, a12, all_pairs), first)
         u = self.product(2, u, s2, all_pairs)
         z = self.product(3, zeros, s1, all_pairs)
         self.put(_Quarter(False, True), self.product(4, _added(u, z), s4, all_pairs), first)
-        if spec.lower:
-            v = self.product(5, u, s3, lower_pairs)
+        if spec.seconds:
+            v = self.product(5, u, s3, whole_pairs)
             self.put(_Quarter(True, True), _added(v, z), first)
-            self.put(_Quarter(True, False), self.product(6, v, a22, lower_pairs), first)
+            self.put(_Quarter(True, False), self.product(6, v, a22, whole_pairs), first)
 
     def rows_at(self, name: str, first: Val, moved: Number) -> list[Val]:
         base = self.k.offset(self.p[name], first * self.p[f"{name}_pixel"] + moved, self.spec.scalar)
@@ -110,10 +110,10 @@ class _PairTile(Tile):
         """The epilogue and the store of a quarter of the outputs."""
         k, p, spec = self.k, self.p, self.spec
         right: Number = p["right"] if quarter.right else 0
-        rows = range(spec.lower if quarter.lower else spec.rows)
+        rows = range(spec.seconds if quarter.second else spec.rows)
 
         def places(name: str) -> list[Val]:
-            return self.rows_at(name, first, p[f"{name}_lower"] + right if quarter.lower else right)
+            return self.rows_at(name, first, p[f"{name}_second"] + right if quarter.second else right)
 
         values = list(sums[: len(rows) * spec.vectors])
         if spec.epilogue.bias:
@@ -121,7 +121,7 @@ class _PairTile(Tile):
             bias = [self.load_out(at, v) for v in range(spec.vectors)]
             values = _added(values, bias * len(rows))
         beside = places("residual") if spec.epilogue.residual else []
-        residuals = [self.load_out(beside[r], v) for r in rows for v in range(spec.vectors) if beside]
+        residuals = [self.load_out(beside[r], v) for r in rows for v in range(spec.vectors)] if beside else []
         kind = EpilogueKind(False, spec.epilogue.residual, spec.epilogue.activation)
         outs = places("out")
         for i, value in enumerate(kind.finish(k, values, residuals)):

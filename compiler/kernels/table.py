@@ -37,7 +37,7 @@ from cortado.compiler.kernels.roi import lower_heatmap_keypoint, lower_roi_align
 from cortado.compiler.kernels.segment import lower_segment_reduce
 from cortado.compiler.kernels.select import lower_arg, lower_top_k
 from cortado.compiler.kernels.softmax import lower_softmax
-from cortado.compiler.kernels.strassen import lower_strassen, serves_strassen
+from cortado.compiler.kernels.strassen import lower_strassen, may_pair, serves_strassen
 from cortado.compiler.kernels.winograd import lower_winograd, serves_winograd
 from cortado.compiler.ops.elementwise import ELEMENTWISE
 from cortado.compiler.program import KernelCall, Operand
@@ -75,20 +75,28 @@ def lower_chosen(
 
 
 def lower_fastest(
-    node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target, larger: bool, tuning: Tuning | None
+    node: Node,
+    ins: Sequence[Operand],
+    outs: Sequence[Operand],
+    target: Target,
+    larger: bool,
+    tuning: Tuning | None,
+    counted: bool,
 ) -> list[KernelCall]:
     """A conv or fc as the table of measurements says, else by the cost model: where `larger`, perhaps by an algorithm with larger weights.
 
-    Of layers with one key some may have weights that Strassen's scheme does not serve.
+    counted: some rows of the input may be no real ones. Strassen's scheme adds neighbouring rows, so it is not for these; nor, of layers
+    with one key, for those with weights that differ too much.
     """
     choice = tuning.choice(node, ins, outs) if tuning is not None else None
     if isinstance(choice, Winograd | Strassen) and not larger:
         choice = None
-    if isinstance(choice, Strassen) and not serves_strassen(node, ins, outs, target):
+    if isinstance(choice, Strassen) and (counted or not may_pair(node)):
         choice = None
     if choice is not None and tuning is not None:
         return _lower_measured(node, ins, outs, target, choice, tuning)
-    return lower_chosen(node, ins, outs, target, choose_algorithm(node, ins, outs, target) if larger else None)
+    chosen = choose_algorithm(node, ins, outs, target) if larger else None
+    return lower_chosen(node, ins, outs, target, None if counted and isinstance(chosen, Strassen) else chosen)
 
 
 def lower_q_fastest(
@@ -119,12 +127,14 @@ def lower_reproducibly(node: Node, ins: Sequence[Operand], outs: Sequence[Operan
     return LOWERINGS[node.op](node, ins, outs, reproducible(target))
 
 
-def lowerings(optimize_for: str, tuning: Tuning | None = None, same_bits: bool = False) -> Mapping[str, Lowering]:
+def lowerings(
+    optimize_for: str, tuning: Tuning | None = None, same_bits: bool = False, counted: bool = False
+) -> Mapping[str, Lowering]:
     """By operator, for a goal of `CompileOptions`: larger weights and buffers are worth it for "speed" only.
 
-    same_bits: whether all but CONTRACTIONS are lowered reproducibly.
+    same_bits: whether all but CONTRACTIONS are lowered reproducibly. counted: for nodes with rows that are found at run time.
     """
-    fastest = partial(lower_fastest, larger=optimize_for == "speed", tuning=tuning)
+    fastest = partial(lower_fastest, larger=optimize_for == "speed", tuning=tuning, counted=counted)
     whole = partial(lower_q_fastest, larger=optimize_for == "speed", tuning=tuning)
     others = dict.fromkeys(LOWERINGS.keys() - CONTRACTIONS, lower_reproducibly) if same_bits else {}
     return {**LOWERINGS, "conv": fastest, "fc": fastest, "q_conv": whole, "q_fc": whole, **others}

@@ -117,6 +117,11 @@ def lines_of_trip(scalar: str, elements: int) -> int:
     return max(1, elements * BYTES[scalar] // LINE)
 
 
+def lines_ahead(scalar: str, elements: int, tiles: int) -> int:
+    """How many of the lines ahead a trip, which uses so many elements, must fetch so that all tiles together fetch all; 0 for no tiles."""
+    return -(-lines_of_trip(scalar, elements) // tiles) if tiles else 0
+
+
 def _family(spec: TileSpec) -> str:
     ends = "" if spec.part == Part() else f"_{'first' if spec.part.first else 'last' if spec.part.last else 'middle'}"
     return f"tile_{spec.scalar}_{spec.rows}x{spec.vectors}{ends}"
