@@ -44,6 +44,17 @@ class ObjectFile:
     frames: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Deferred:
+    """LLVM IR text that is made when the cache does not know it. identity: decides the text, together with the sources of this package."""
+
+    identity: str
+    text: Callable[[], str] = field(compare=False)
+
+
+Source = str | Deferred
+
+
 def start_workers(plan: str) -> Callable[[], None]:
     """Start processes ahead of `compile_modules`, without waiting for them, unless this plan's code is likely to be in the cache.
 
@@ -57,7 +68,7 @@ def start_workers(plan: str) -> Callable[[], None]:
 
 
 def compile_modules(
-    modules: Sequence[tuple[str, str]], target: Target, jobs: int | None = None, beside: Sequence[ObjectFile] = ()
+    modules: Sequence[tuple[str, Source]], target: Target, jobs: int | None = None, beside: Sequence[ObjectFile] = ()
 ) -> list[ObjectFile]:
     """One object per (name, LLVM IR text), in order. jobs: processes at once, None for one per processor; never changes a byte.
 
@@ -103,7 +114,7 @@ def check_symbols(objects: Sequence[ObjectFile], target: Target) -> None:
         raise TargetError(f"target {target.name}: the generated code calls functions that it does not bring along: {lines}")
 
 
-def _generate(modules: Sequence[tuple[str, str]], target: Target, as_assembly: bool, jobs: int | None) -> list[Reply]:
+def _generate(modules: Sequence[tuple[str, Source]], target: Target, as_assembly: bool, jobs: int | None) -> list[Reply]:
     request: dict[str, Any] = {
         "triple": target.triple, "cpu": target.cpu, "features": ",".join(target.features), "level": LEVEL, "abi": "",
         "passes": PASSES, "assembly": as_assembly,
@@ -123,12 +134,12 @@ def _generate(modules: Sequence[tuple[str, str]], target: Target, as_assembly: b
 def _replies(requests: Sequence[dict[str, Any]], cache: Cache | None, jobs: int) -> list[Reply]:
     """What the cache has, and the rest from the processes."""
     if cache is None:
-        return shared_pool().run(requests, jobs)
+        return shared_pool().run([_whole(request) for request in requests], jobs)
     keys = [_key(request) for request in requests]
     found = {key: Reply(entry.output, "", entry.messages) for key in set(keys) if (entry := cache.get(key)) is not None}
     wanted = {key: request for key, request in zip(keys, requests, strict=True) if key not in found}
     if wanted:
-        for key, reply in zip(wanted, shared_pool().run(list(wanted.values()), jobs), strict=True):
+        for key, reply in zip(wanted, shared_pool().run([_whole(request) for request in wanted.values()], jobs), strict=True):
             found[key] = reply
             if not reply.error:
                 cache.put(key, Entry(reply.output, reply.messages))
@@ -136,15 +147,34 @@ def _replies(requests: Sequence[dict[str, Any]], cache: Cache | None, jobs: int)
     return [found[key] for key in keys]
 
 
+def _whole(request: dict[str, Any]) -> dict[str, Any]:
+    """With its text."""
+    source = request["ir"]
+    return {**request, "ir": source.text()} if isinstance(source, Deferred) else request
+
+
 def _key(request: Mapping[str, Any]) -> str:
     """A name for everything that decides the reply: the request, who generates the code, and how."""
-    return hashlib.sha256(json.dumps([request, *_generator()], sort_keys=True).encode()).hexdigest()
+    source = request["ir"]
+    parts = [request, *_generator()]
+    if isinstance(source, Deferred):
+        parts = [{**request, "ir": source.identity}, *_generator(), _emitter()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @functools.cache
 def _generator() -> tuple[str, str]:
     """The version of llvmlite, which brings its own LLVM, and the program that the processes run."""
     return llvmlite_version(), Path(worker.__file__).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _emitter() -> str:
+    """A hash of the sources that make texts from kernels: those of this package."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _processors() -> int:

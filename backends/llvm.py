@@ -40,6 +40,12 @@ def emit_module(kernels: Sequence[Kernel], target: Target, prefix: str) -> str:
     return "\n".join([head, *bodies, declarations, "", _attributes(target), ""])
 
 
+def identity_of(kernels: Sequence[Kernel], target: Target, prefix: str) -> str:
+    """What the text of `emit_module` depends on beside this package and what a request to LLVM says of the target."""
+    facts = [target.name, str(target.pointer_bits), str(target.vector_bits), prefix]
+    return " ".join([*facts, *(kernel.digest for kernel in kernels)])
+
+
 def symbol(prefix: str, kernel: Kernel) -> str:
     return f"{prefix}_{kernel.name}"
 

@@ -110,19 +110,19 @@ class Block:
 class Kernel:
     """A recorded function. family: readable name of what it is ("conv_f32_6x4"); name: unique by content.
 
-    shared: called by other kernels (an internal function) rather than being a step's driver.
+    shared: called by other kernels (an internal function) rather than being a step's driver. digest: SHA-256 of its text.
     """
 
     family: str
     params: tuple[Inst, ...]
     body: Block
     shared: bool = False
-    name: str = ""
+    name: str = field(init=False)
+    digest: str = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.name:
-            digest = hashlib.sha256(text(self).encode()).hexdigest()[:10]
-            object.__setattr__(self, "name", f"{self.family}_{digest}")
+        object.__setattr__(self, "digest", hashlib.sha256(text(self).encode()).hexdigest())
+        object.__setattr__(self, "name", f"{self.family}_{self.digest[:10]}")
 
     @property
     def result(self) -> Inst | None:

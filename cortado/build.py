@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from cortado import __version__
-from cortado.backends.codegen import ObjectFile, compile_modules, llvmlite_version
+from cortado.backends.codegen import Deferred, ObjectFile, Source, compile_modules, llvmlite_version
 from cortado.backends.dispatch import Variant, dispatch_modules, level_modules, variants_of
 from cortado.backends.entry import arena_bytes, entry_modules, location_of, parts_of
-from cortado.backends.llvm import emit_module
+from cortado.backends.llvm import emit_module, identity_of
 from cortado.backends.symbols import read_symbols
 from cortado.backends.weights import HEADER_BYTES, place_weights, weights_header, weights_module
 from cortado.compiler.graph import Graph
@@ -94,13 +94,15 @@ def build(
     return Bundle(manifest_of(program, target, options, source, preprocess, quantization, facts, files, infos), files)
 
 
-def _kernel_modules(program: Program, target: Target, prefix: str) -> list[tuple[str, str]]:
-    cut = enumerate(chunks(kernels_of(program)))
-    return [(f"{prefix}_k{number}.o", emit_module(kernels, target, prefix)) for number, kernels in cut]
+def _kernel_modules(program: Program, target: Target, prefix: str) -> list[tuple[str, Source]]:
+    def module(kernels: list[Kernel]) -> Source:
+        return Deferred(identity_of(kernels, target, prefix), lambda: emit_module(kernels, target, prefix))
+
+    return [(f"{prefix}_k{number}.o", module(kernels)) for number, kernels in enumerate(chunks(kernels_of(program)))]
 
 
-def _level_modules(variant: Variant, model_hash: int, threads: int) -> list[tuple[str, str]]:
-    entries = [(entry.name, entry.text) for entry in level_modules(variant, model_hash, threads)]
+def _level_modules(variant: Variant, model_hash: int, threads: int) -> list[tuple[str, Source]]:
+    entries: list[tuple[str, Source]] = [(entry.name, entry.text) for entry in level_modules(variant, model_hash, threads)]
     return [*entries, *_kernel_modules(variant.program, variant.target, variant.prefix)]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from cortado.backends.codegen import ObjectFile, compile_modules
+from cortado.backends.codegen import ObjectFile, Source, compile_modules
 from cortado.backends.targets import find_target
 from cortado.build import build
 from cortado.compiler.graph import Graph
@@ -39,9 +39,9 @@ def host_executors() -> Callable[[Graph], Executor]:
         target: Target | None = find_target("host")
     except TargetError:
         target = None
-    made: dict[str, ObjectFile] = {}
+    made: dict[Source, ObjectFile] = {}
 
-    def objects(modules: Sequence[tuple[str, str]], target: Target) -> list[ObjectFile]:
+    def objects(modules: Sequence[tuple[str, Source]], target: Target) -> list[ObjectFile]:
         known = [ObjectFile(name, made[text].data, made[text].frames) for name, text in modules if text in made]
         fresh = [module for module in modules if module[1] not in made]
         for (_, text), item in zip(fresh, compile_modules(fresh, target, beside=known), strict=True):

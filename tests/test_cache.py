@@ -11,8 +11,12 @@ import pytest
 
 from cortado.backends import codegen
 from cortado.backends.cache import Cache, Entry, default_cache
+from cortado.backends.llvm import identity_of
 from cortado.backends.targets import find_target
 from cortado.backends.workers import Reply
+from cortado.compiler.builder import KernelBuilder
+from cortado.compiler.lang import Kernel
+from cortado.compiler.target import Target
 from cortado.errors import CortadoError
 
 KEY, OTHER = "0" * 64, "1" * 64
@@ -41,6 +45,13 @@ class Counted:
 
 def modules(*numbers: int) -> list[tuple[str, str]]:
     return [(f"m{n}.o", IR.format(n).replace("@f", f"@f{n}")) for n in numbers]
+
+
+def recorded(target: Target, number: int) -> Kernel:
+    k = KernelBuilder("test", target)
+    out = k.param("out")
+    k.store(out, k.index(number))
+    return k.finish()
 
 
 def test_entries_come_back_as_they_were(tmp_path: Path) -> None:
@@ -137,6 +148,38 @@ def test_everything_that_decides_the_bytes_is_in_the_key(folder: Path, monkeypat
     codegen.compile_modules(modules(1), find_target("x86-64-v3"))
     assert counted.requests == 6
     assert len(made) == 3
+
+
+def test_a_deferred_text_is_made_only_where_the_cache_does_not_know_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, made = find_target("x86-64-v3"), []
+    (_, text), (_, other) = modules(1, 2)
+
+    def code(identity: str, text: str) -> bytes:
+        def emit() -> str:
+            made.append(identity)
+            return text
+
+        return codegen.compile_modules([("m.o", codegen.Deferred(identity, emit))], target)[0].data
+
+    first = code("one", text)
+    assert code("one", text) == first and made == ["one"]
+    assert code("two", other) != first and made == ["one", "two"]
+    monkeypatch.setattr(codegen, "_emitter", lambda: "another version of this package")
+    assert code("one", text) == first and made == ["one", "two", "one"]
+    monkeypatch.setenv("CORTADO_CACHE", "off")
+    assert code("one", text) == first and made == ["one", "two", "one", "one"]
+
+
+def test_kernels_with_one_identity_have_one_text() -> None:
+    """Names hold the beginning of a kernel's digest alone; an identity holds all of it, the order, the target and the prefix."""
+    v3, v4 = find_target("x86-64-v3"), find_target("x86-64-v4")
+    kernels = [recorded(v3, number) for number in (1, 2)]
+    identities = [
+        identity_of(kernels, v3, "net"), identity_of(kernels[::-1], v3, "net"), identity_of(kernels[:1], v3, "net"),
+        identity_of(kernels, v4, "net"), identity_of(kernels, v3, "other"),
+    ]  # fmt: skip
+    assert len(set(identities)) == 5 and all(kernel.digest in identities[0] for kernel in kernels)
+    assert identity_of([recorded(v3, number) for number in (1, 2)], v3, "net") == identities[0]
 
 
 def test_failures_are_not_kept(folder: Path) -> None:

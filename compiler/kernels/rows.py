@@ -67,9 +67,9 @@ def tiles_of_piece(k: KernelBuilder, row: Sequence[Segment], number: int, piece:
     return low * segment.pixels + segment.start, high - low
 
 
-def start_of_piece(k: KernelBuilder, row: Sequence[Segment], piece: Number, row_parts: int) -> Number:
+def start_of_piece(k: KernelBuilder, row: Sequence[Segment], piece: Number, row_parts: int) -> Val:
     """The pixel that a piece of the row begins with, or the row's number of pixels for the piece after the last."""
-    pixel: Number = 0
+    pixel = k.index(0)
     for number, segment in enumerate(row):
         pixel = pixel + _tiles_before(k, row, number, piece, row_parts) * segment.pixels
     return pixel

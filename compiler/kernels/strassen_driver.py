@@ -18,7 +18,7 @@ from cortado.compiler.kernels.rows import start_of_piece, tiles_of_piece
 from cortado.compiler.kernels.strassen_sums import SCALAR, Pairing, sum_pairs
 from cortado.compiler.kernels.strassen_tile import PRODUCTS, PairSpec, pair_kernel
 from cortado.compiler.kernels.tile import Part, lines_ahead
-from cortado.compiler.kernels.tiling import Core, Panels, Partition, choose_unroll
+from cortado.compiler.kernels.tiling import LATENCY, Core, Panels, Partition, SingleCore, choose_unroll
 from cortado.compiler.lang import BYTES, INDEX, Kernel
 from cortado.compiler.target import Target
 
@@ -125,7 +125,7 @@ class _Driver:
         sum_pairs(self.k, self.pairing, at["a"], at["s"], first, stop)
         self.panels(at, self.k.index(0), lambda family, here: self.unit(family, here, unit, first))
 
-    def panels(self, at: dict[str, Val], chunk: Val, body: Callable[[_Family, dict[str, Val]], None]) -> None:
+    def panels(self, at: dict[str, Val], chunk: Val, body: Callable[[_Family, dict[str, Val]], object]) -> None:
         """body: gets the pointers at each panel of a chunk."""
         k, panels, several = self.k, self.cut.panels, self.split.chunks > 1
 
@@ -176,11 +176,12 @@ class _Driver:
 
     def spec(self, family: _Family, number: int) -> PairSpec:
         core, pairs, tiles = self.core, self.row[number].pixels, self.split.ahead
-        splits = core.splits(pairs, family.vectors)
-        # Seven loops are much code already, and more than a step in a trip gains nothing but where a trip has several lines to fetch.
+        work = pairs * family.vectors
+        # Seven loops are much code already. More sums than hide the latency gain nothing, nor do more steps, unless lines are fetched ahead.
+        splits = 1 if isinstance(core, SingleCore) and work >= LATENCY else core.splits(pairs, family.vectors)
         unroll, exact = 1, True
         if core.by_lane or splits > 1 or tiles:
-            unroll, exact = choose_unroll(core, pairs * family.vectors, splits, [self.pairing.run])
+            unroll, exact = choose_unroll(core, work, splits, [self.pairing.run])
         alone = self.pairing.pixels % 2 == 1 and number == len(self.row) - 1
         return PairSpec(
             SCALAR, pairs, family.vectors, family.tail, ((0, pairs),), True, 0, unroll, exact, splits, core.by_lane, self.kind,
