@@ -39,9 +39,9 @@ from cortado.compiler.kernels.tiling import (
 from cortado.compiler.program import KernelCall, Operand, Ref
 from cortado.compiler.target import Target
 
-SUMMING, SUMMING_APART = 14.0, 18.0  # cycles of a vector of each of the four sums, piece by piece and all at once
+SUMMING, SUMMING_APART = 10.0, 18.0  # cycles of a vector of each of the four sums, piece by piece and all at once
 TILE = 60.0  # cycles of a tile more than one with a single loop and a single store
-GAIN = 0.04  # of the direct way's cycles, at least
+GAIN = 0.055  # of the direct way's cycles, at least
 WORTH = 16.0  # bytes that weights may be larger by for each cycle that is saved
 PIECE = 16 << 10  # bytes of the sums of a piece
 SHARES, LEAST = 8, 100_000  # equal parts of a layer whose sums are made piece by piece, and multiply-adds of each at least
@@ -154,8 +154,8 @@ def strassen_cycles(core: Core, pixels: int, channels: int, outputs: int, images
     rows, count = panels.rows or panels.last_rows, panels.bodies + (panels.last > 0)
     cycles = product_cycles(tiled, pairs, depth, outputs // 2, 1, 1) + TILE * count * -(-pairs // rows)
     vectors = pairs * -(-run // core.lanes)
-    if light(core, outputs // 2, depth):  # and nothing fetches ahead what there is more of them
-        return images * (cycles + SUMMING * vectors) + larger(channels, outputs, core) / WORTH
+    if light(core, outputs // 2, depth):
+        return images * (cycles + SUMMING * vectors)
     sums = images * vectors * SUMS * core.lanes * core.element
     far = sums / FAR_STREAM if sums > core.third_level // 4 else 0.0
     weights = depth * panels.vectors * core.lanes * core.element
