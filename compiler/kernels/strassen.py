@@ -216,6 +216,10 @@ def choose_cut(core: Core, pairing: Pairing, products: Direct | None) -> Cut:
             partition = choose_partition(core, geometry, panels, 1, False, replace(chosen, blocks=blocks))
         return Cut(panels, partition, False)
     tiles, macs = -(-pairing.pairs // rows), pairing.pairs * pairing.half * depth
+    if products is None and tiles > 8 and tiles % 2:  # an even number, for two threads; of few, small ones cost more
+        tiles += 1
+        rows = -(-pairing.pairs // tiles)
+        panels = replace(panels, rows=rows if panels.bodies else 0, last_rows=rows if panels.last else 0)
     shares = max(1, min(-(-SHARES // pairing.images), macs // LEAST))
     pieces = -(-pairing.pairs * pairing.pitch * core.element // (PIECE * shares)) * shares
     if pieces > tiles:
