@@ -6,7 +6,7 @@ Neighbouring pixels of an image are paired, so that what is computed of one imag
 Errors are bounded as those of a product are, by the largest values instead of each one's own: with n channels, |error| is at most
 `error_bound(n) * max|a| * max|w|`, and about twice that of direct sums in practice. That is no bound for what is small beside its partner in
 a sum, so weights of very different sizes are multiplied directly (`alike`). Outputs whose weights are nothing, as of channels that training
-gave up, have such an error too: they are not exactly their bias.
+gave up, have such an error too: they are not exactly their bias. NaN and infinities of a pixel reach the one it is paired with.
 """
 
 from __future__ import annotations
