@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -17,6 +18,8 @@ from cortado.backends.arm_attributes import independent_of_float_abi
 from cortado.backends.cache import Cache, Entry, default_cache
 from cortado.backends.symbols import read_symbols
 from cortado.backends.workers import Reply, shared_pool
+from cortado.compiler import lang, virtual
+from cortado.compiler import target as targets
 from cortado.compiler.target import Target
 from cortado.errors import CortadoError, TargetError
 
@@ -46,7 +49,7 @@ class ObjectFile:
 
 @dataclass(frozen=True)
 class Deferred:
-    """LLVM IR text that is made when the cache does not know it. identity: decides the text, together with the sources of this package."""
+    """LLVM IR text that is made when the cache does not know it. identity: decides the text, together with `_emitter`."""
 
     identity: str
     text: Callable[[], str] = field(compare=False)
@@ -170,10 +173,12 @@ def _generator() -> tuple[str, str]:
 
 @functools.cache
 def _emitter() -> str:
-    """A hash of the sources that make texts from kernels: those of this package."""
+    """A hash of the sources that make texts from kernels: those of this package, and of the modules that it takes meanings from."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
+    for module in (lang, targets, virtual):
+        digest.update(inspect.getsource(module).encode())
     return digest.hexdigest()
 
 

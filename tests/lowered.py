@@ -72,6 +72,20 @@ def node_of(op: str, arrays: Sequence[np.ndarray], attrs: dict[str, Any], fixed:
     return make(op, values, attrs, "node")
 
 
+def add_epilogue(
+    epilogue: Sequence[tuple[Any, ...]], out: Sequence[int], arrays: list[np.ndarray], rng: np.random.Generator
+) -> list[int]:
+    """The arrays that a layer's epilogue reads, behind those of its input and filter; which inputs are constants then. out: shape."""
+    fixed = [1]
+    for entry in epilogue:
+        if entry[0] == "bias":
+            fixed.append(len(arrays))
+            arrays.append(rng.standard_normal(out[-1], np.float32))
+        elif entry[0] == "residual":
+            arrays.append(rng.standard_normal(tuple(out), np.float32))
+    return fixed
+
+
 def run_calls(
     calls: Sequence[KernelCall], ins: Sequence[Tensor], outs: Sequence[Tensor], target: Target, how: str, pieces: int
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lowered import TARGETS, Tensor, check, made_target, node_of, run_lowered
+from lowered import TARGETS, Tensor, add_epilogue, check, made_target, node_of, run_lowered
 from native import runnable_targets
 
 from cortado.backends.targets import find_target
@@ -36,13 +36,7 @@ def layer_case(
     rng = np.random.default_rng(len(shape) + shape[-1] + outputs)
     taps = (1,) * (len(shape) - 2) if op == "conv" else ()
     arrays = [rng.standard_normal(shape, np.float32), rng.standard_normal((outputs, *taps, shape[-1]), np.float32)]
-    fixed = [1]
-    for entry in epilogue:
-        if entry[0] == "bias":
-            fixed.append(len(arrays))
-            arrays.append(rng.standard_normal(outputs, np.float32))
-        elif entry[0] == "residual":
-            arrays.append(rng.standard_normal((*shape[:-1], outputs), np.float32))
+    fixed = add_epilogue(epilogue, (*shape[:-1], outputs), arrays, rng)
     attrs: dict[str, Any] = {"epilogue": epilogue}
     if op == "conv":
         ones, zeros = (1,) * len(taps), (0,) * len(taps)

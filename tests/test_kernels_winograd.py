@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lowered import TARGETS, check, made_target, node_of, run_lowered
+from lowered import TARGETS, add_epilogue, check, made_target, node_of, run_lowered
 from native import runnable_targets
 
 from cortado.backends.targets import find_target
@@ -37,13 +37,7 @@ def conv_case(
     rng = np.random.default_rng(seed)
     arrays = [rng.standard_normal(shape, np.float32), rng.standard_normal((outputs, taps, taps, shape[3] // group), np.float32)]
     out = (shape[0], *(shape[1 + i] + before[i] + after[i] - taps + 1 for i in range(2)), outputs)
-    fixed = [1]
-    for entry in epilogue:
-        if entry[0] == "bias":
-            fixed.append(len(arrays))
-            arrays.append(rng.standard_normal(outputs, np.float32))
-        elif entry[0] == "residual":
-            arrays.append(rng.standard_normal(out, np.float32))
+    fixed = add_epilogue(epilogue, out, arrays, rng)
     attrs = {
         "strides": (1, 1), "dilations": (1, 1), "pads_begin": before, "pads_end": after, "group": group, "epilogue": epilogue,
     }  # fmt: skip

@@ -19,7 +19,7 @@ import numpy as np
 from cortado.compiler.graph import Node
 from cortado.compiler.kernels.choice import Direct, Strassen
 from cortado.compiler.kernels.epilogue import parse_epilogue
-from cortado.compiler.kernels.geometry import Geometry
+from cortado.compiler.kernels.geometry import Geometry, rows_geometry
 from cortado.compiler.kernels.packing import pack_panels
 from cortado.compiler.kernels.strassen_driver import Cut, products_driver
 from cortado.compiler.kernels.strassen_sums import SCALAR, Pairing, Tensor, sums_driver
@@ -29,6 +29,7 @@ from cortado.compiler.kernels.tiling import (
     LATENCY,
     PER_CYCLE,
     Core,
+    Panels,
     Partition,
     SingleCore,
     choose_panels,
@@ -38,6 +39,7 @@ from cortado.compiler.kernels.tiling import (
 )
 from cortado.compiler.program import KernelCall, Operand, Ref
 from cortado.compiler.target import Target
+from cortado.compiler.types import TensorType
 
 SUMMING, SUMMING_APART = 10.0, 18.0  # cycles of a vector of each of the four sums, piece by piece and all at once
 TILE = 60.0  # cycles of a tile more than one with a single loop and a single store
@@ -57,7 +59,7 @@ def serves_strassen(node: Node, ins: Sequence[Operand], outs: Sequence[Operand],
         return False
     if any(entry[0] == "bias" and node.inputs[2].constant is None for entry in node.attrs["epilogue"]):
         return False
-    if w.shape[0] % 2 or w.shape[-1] % 2 or w.size != w.shape[0] * w.shape[-1]:
+    if w.size != w.shape[0] * w.shape[-1] or not may_pair(node):
         return False
     if node.op == "conv":
         attrs = node.attrs
@@ -66,11 +68,11 @@ def serves_strassen(node: Node, ins: Sequence[Operand], outs: Sequence[Operand],
     if node.op not in ("conv", "fc") or len(ins[0].shape) < 3:
         return False
     pairing = _pairing(node, ins, outs, target)
-    return pairing is not None and pairing.pairs >= FEWEST and may_pair(node)
+    return pairing is not None and pairing.pairs >= FEWEST
 
 
 def may_pair(node: Node) -> bool:
-    """Whether known weights of a layer are `alike`."""
+    """Whether known weights of a layer have halves, and are `alike`."""
     w = node.inputs[1].constant
     return w is not None and w.shape[0] % 2 == w.shape[-1] % 2 == 0 and alike(w.reshape(w.shape[0], -1))
 
@@ -98,14 +100,19 @@ def error_bound(channels: int) -> float:
 def _pairing(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> Pairing | None:
     """None where an image's pixels do not lie at equal distances."""
     residual = parse_epilogue(node.attrs["epilogue"], 2).residual
-    tensors = [_tensor(operand) for operand in (ins[0], outs[0], *([] if residual is None else [ins[residual]]))]
-    if None in tensors:
+    x, out, beside = ins[0], outs[0], None if residual is None else ins[residual]
+    channels, outputs = x.shape[-1], out.shape[-1]
+    geometry, apart = rows_geometry(_image(x), _image(out), None if beside is None else _image(beside), channels)
+    if apart or geometry.rows != 1:
         return None
-    a, out, beside = (*tensors, None)[:3]
-    assert a is not None and out is not None
-    images, (outputs, channels) = ins[0].shape[0], (outs[0].shape[-1], ins[0].shape[-1])
-    pixels = int(np.prod(ins[0].shape[1:-1]))
-    return Pairing(images, pixels, channels, outputs, a, beside, out, target.lanes(SCALAR))
+    width = geometry.width
+    a, to = Tensor(x.strides[0], width.in_stride), Tensor(out.strides[0], width.out_stride)
+    residuals = None if beside is None else Tensor(beside.strides[0], width.residual_stride)
+    return Pairing(x.shape[0], width.outputs, channels, outputs, a, residuals, to, target.lanes(SCALAR))
+
+
+def _image(operand: Operand) -> Operand:
+    return Operand(TensorType(operand.shape[1:], operand.type.dtype), operand.strides[1:])
 
 
 def pair_problem(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> tuple[Geometry, tuple[()], int]:
@@ -113,16 +120,6 @@ def pair_problem(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], ta
     pairing = _pairing(node, ins, outs, target)
     assert pairing is not None
     return pairing.geometry, (), pairing.half
-
-
-def _tensor(operand: Operand) -> Tensor | None:
-    axes = [(size, stride) for size, stride in zip(operand.shape[1:-1], operand.strides[1:-1], strict=True) if size > 1]
-    pixel = distance = axes[-1][1] if axes else 0
-    for size, stride in reversed(axes):
-        if stride != distance:
-            return None
-        distance = stride * size
-    return Tensor(operand.strides[0], pixel)
 
 
 def choose_strassen(node: Node, ins: Sequence[Operand], outs: Sequence[Operand], target: Target) -> Strassen | None:
@@ -207,8 +204,8 @@ def choose_cut(core: Core, pairing: Pairing, products: Direct | None) -> Cut:
     depth = geometry.depth_of_sum
     panels = choose_panels(core, pairing.half, pairing.pairs, depth, products)
     rows = panels.rows or panels.last_rows
-    panels = replace(panels, rows=rows if panels.bodies else 0, last_rows=rows if panels.last else 0)
     if not light(core, pairing.half, depth):
+        panels = _of_height(panels, rows)
         chosen = products or Direct(panels.vectors, rows, rows)
         partition = choose_partition(core, geometry, panels, 1, False, chosen)
         if chosen.blocks is None and partition.blocks > 1:  # an even number, for two threads
@@ -219,13 +216,17 @@ def choose_cut(core: Core, pairing: Pairing, products: Direct | None) -> Cut:
     if products is None and tiles > 8 and tiles % 2:  # an even number, for two threads; of few, small ones cost more
         tiles += 1
         rows = -(-pairing.pairs // tiles)
-        panels = replace(panels, rows=rows if panels.bodies else 0, last_rows=rows if panels.last else 0)
     shares = max(1, min(-(-SHARES // pairing.images), macs // LEAST))
     pieces = -(-pairing.pairs * pairing.pitch * core.element // (PIECE * shares)) * shares
     if pieces > tiles:
         pieces = tiles if tiles < 2 * shares else tiles // shares * shares
     block = pieces // shares if pieces >= 2 * shares else 1
-    return Cut(panels, Partition(pieces, pieces, block, 1, panels.bodies, 1, depth, 0), True)
+    return Cut(_of_height(panels, rows), Partition(pieces, pieces, block, 1, panels.bodies, 1, depth, 0), True)
+
+
+def _of_height(panels: Panels, rows: int) -> Panels:
+    """With tiles of so many rows in all of them."""
+    return replace(panels, rows=rows if panels.bodies else 0, last_rows=rows if panels.last else 0)
 
 
 def _products(w: np.ndarray) -> np.ndarray:
